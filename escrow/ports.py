@@ -1,0 +1,156 @@
+"""The settlement port: who holds the money of deals, and what they say of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from coase.protocol.effects import Call
+from coase.protocol.identity import Identity
+from coase.protocol.terms import Domain, Terms
+from coase.protocol.types import AgentId, Asset, Head, JobView
+
+
+class FundingKind(StrEnum):
+    """How a party's money reaches the escrow."""
+
+    ALLOWANCE = "allowance"
+    PERMIT = "permit"
+    AUTHORIZATION = "authorization"
+    """EIP-3009 with the job's id as nonce: no order among concurrent deals, the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A call that is in a block. ``gas`` is 0 in the memory world."""
+
+    tx_hash: str
+    block: int
+    time_s: int
+    gas: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainEvent:
+    """One event of a deal, as the log tells it. Terms come with ``opened`` only."""
+
+    kind: str
+    """opened, submitted, disputed, answered, ruled or settled."""
+    job_id: bytes
+    block: int
+    log_index: int
+    time_s: int
+    tx_hash: str
+    terms: ChainTerms | None = None
+    evidence: bytes = b""
+    to_seller_units: int = 0
+    to_buyer_units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTerms:
+    """Terms as the log carries them: the work is known by its hash only."""
+
+    buyer: AgentId
+    seller: AgentId
+    asset: str
+    price_units: int
+    arbiter: AgentId
+    bond_units: int
+    default_to_seller_units: int
+    lock_by_s: int
+    deliver_by_s: int
+    dispute_s: int
+    answer_s: int
+    rule_s: int
+    vault: str
+    stake_units: int
+    work_hash: bytes
+    nonce: int
+
+    def matches(self, terms: Terms) -> bool:
+        """Return whether ``terms`` are these, the work included."""
+        return self == chain_terms(terms)
+
+
+def chain_terms(terms: Terms) -> ChainTerms:
+    """Return the form of ``terms`` that the contract's ABI carries."""
+    return ChainTerms(
+        buyer=terms.buyer,
+        seller=terms.seller,
+        asset=terms.asset,
+        price_units=terms.price_units,
+        arbiter=terms.arbiter,
+        bond_units=terms.bond_units,
+        default_to_seller_units=terms.default_to_seller_units,
+        lock_by_s=terms.lock_by_s,
+        deliver_by_s=terms.deliver_by_s,
+        dispute_s=terms.dispute_s,
+        answer_s=terms.answer_s,
+        rule_s=terms.rule_s,
+        vault=terms.vault,
+        stake_units=terms.stake_units,
+        work_hash=terms.work.struct_hash,
+        nonce=terms.nonce,
+    )
+
+
+class Settlement(ABC):
+    """Holds the money of deals and lets nobody, not us either, bend the rules of their terms."""
+
+    asset: Asset
+    """The token that this escrow holds."""
+    domain: Domain
+    """The EIP-712 domain in which terms for this escrow are signed."""
+    confirmations: int
+    """How many blocks below the newest one the views are taken; 0 on a local chain."""
+
+    @abstractmethod
+    async def head(self) -> Head:
+        """Return the newest block.
+
+        :raises ChainUnavailable: if the endpoint does not answer
+        """
+
+    @abstractmethod
+    async def balance(self, owner: AgentId) -> int:
+        """Return the token units that ``owner`` holds outside of any escrow."""
+
+    @abstractmethod
+    async def owed(self, owner: AgentId) -> int:
+        """Return the units that a failed payout left with the escrow for ``owner``."""
+
+    @abstractmethod
+    async def held(self) -> int:
+        """Return all token units that the escrow itself holds."""
+
+    @abstractmethod
+    async def jobs(self, job_ids: Sequence[bytes]) -> dict[bytes, JobView]:
+        """Return what the chain says of each deal, at ``confirmations`` below the newest block.
+
+        A deal that was never opened, or whose opening was reorged out, has phase NONE.
+        """
+
+    @abstractmethod
+    async def perform(self, effect_id: str, call: Call, identity: Identity) -> Receipt:
+        """Send ``call`` from ``identity`` and return once it is in a block.
+
+        Safe to repeat under the same ``effect_id``, also after a crash and by another process
+        on the same state: what was already sent is found again, not sent twice with other bytes.
+
+        :raises CallReverted: if the contract refuses it (found before sending, where possible)
+        :raises ChainUnavailable: if it cannot be told whether it went through; repeat it
+        """
+
+    @abstractmethod
+    async def events(self, from_block: int) -> tuple[list[ChainEvent], int]:
+        """Return the escrow's events from ``from_block`` on, oldest first, and the next block.
+
+        Ask again from that block. Events that were reorged out do not come again.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the connection. Safe to repeat."""
