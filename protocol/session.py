@@ -1,0 +1,490 @@
+"""A thread and the deal that may follow: the sans-I/O core, the same code for both sides.
+
+A ``Thread`` is a fold of its history: what was said, what was heard, what the chain showed and
+which deadlines passed. ``receive``, ``say``, ``see`` and ``tick`` take the old thread and return
+a new one, and raise if the move is not allowed; they change nothing, read no clock and draw no
+chance. ``duties`` then tells from the thread alone what its holder owes the world now: since it
+is derived and not remembered, a crash cannot lose a duty and a repetition cannot double one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from .effects import Answer, Call, Dispute, Open, Poke, Submit
+from .effects import Decline as DeclineCall
+from .effects import Settle as SettleCall
+from .envelope import Message
+from .errors import LocalProtocolError, RemoteProtocolError
+from .identity import keccak256, require_signer
+from .messages import (
+    LOCK_BY_MAX_S,
+    ROUNDS_MAX,
+    WINDOW_MAX_S,
+    Accept,
+    Agreed,
+    Counter,
+    Nack,
+    Offer,
+    Request,
+    Result,
+    Settle,
+    Task,
+    commitment,
+)
+from .states import BOUND, TERMINAL, Role, State, advance
+from .terms import Domain, Terms, settlement_digest
+from .types import UNITS_MAX, ZERO_ADDRESS, How, JobView, Phase
+
+Verify = Callable[[bytes, bytes, str], None]
+"""Raises BadSignature unless the signature on a digest is the signer's."""
+
+_STATE_PHASE: Final = {
+    Phase.NONE: "none",
+    Phase.WORKING: "working",
+    Phase.DELIVERED: "delivered",
+    Phase.DISPUTED: "disputed",
+    Phase.ANSWERED: "answered",
+    Phase.CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How long before a deadline on chain its holder acts, and other patience. Seconds.
+
+    ``chain_s`` is CONTRACTS m: blocks to confirm + clock skew + the longest halt to survive.
+    """
+
+    chain_s: int = 2
+    settle_patience_ms: int = 4_000
+    """How long the seller waits for the buyer's signature before it submits on chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a deal's history, for people: when, in which state it left the deal, by what."""
+
+    at_ms: int
+    state: State
+    role: Role
+    move: str
+    price_units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One buyer, one seller, and all that was said between them about one request."""
+
+    deal: str
+    side: Role
+    """The holder's role; the counterparty has the other one."""
+    holder: str
+    counterparty: str
+    request_id: str
+    request: Request
+    domain: Domain
+    secret: bytes = field(repr=False, default=b"")
+    """The holder's X25519 secret for this deal."""
+    their_key: str = ""
+    state: State = State.REQUESTED
+    opened_ms: int = 0
+    rounds: int = 0
+    proposal_id: str = ""
+    terms: Terms | None = None
+    valid_until_ms: int = 0
+    accept_id: str = ""
+    agree_by_ms: int = 0
+    job_id: bytes = b""
+    """The digest of the accepted terms: the deal's id on chain."""
+    seller_signature: bytes = b""
+    view: JobView = JobView()
+    task_id: str = ""
+    task: Task | None = field(repr=False, default=None)
+    result_id: str = ""
+    result: Result | None = field(repr=False, default=None)
+    result_ms: int = 0
+    settle: Settle | None = None
+    verdict: str = ""
+    """The buyer's: ``good``, or what is wrong with the result. Empty until it was checked."""
+    failed: str = ""
+    """The seller's: why it cannot deliver. It then declines."""
+    why: str = ""
+    """Why the thread ended, where the state alone does not tell."""
+    history: tuple[Entry, ...] = ()
+
+    @property
+    def agreed_terms(self) -> Terms:
+        """The last proposed terms; only to be asked for once there are some."""
+        if self.terms is None:
+            raise LocalProtocolError(f"no terms were proposed in thread {self.deal}")
+        return self.terms
+
+    @property
+    def other(self) -> Role:
+        """The counterparty's role."""
+        return Role.SELLER if self.side is Role.BUYER else Role.BUYER
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can happen any more."""
+        return self.state in TERMINAL
+
+    @property
+    def deliverable(self) -> bytes:
+        """The hash of the result as the chain will carry it."""
+        if self.result is None:
+            raise LocalProtocolError(f"no result in thread {self.deal}")
+        return commitment(bytes.fromhex(self.result.salt[2:]), self.result.result.encode())
+
+
+def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
+    """Return if ``terms`` fit the request and the contract's own rules.
+
+    :raises RemoteProtocolError: naming the field that does not
+    """
+    request, work, now_s = thread.request, terms.work, now_ms // 1000
+    buyer, seller = (
+        (thread.holder, thread.counterparty)
+        if thread.side is Role.BUYER
+        else (thread.counterparty, thread.holder)
+    )
+    windows = (terms.dispute_s, terms.answer_s, terms.rule_s)
+    arbitrated = terms.arbiter != ZERO_ADDRESS
+    rules: tuple[tuple[bool, str], ...] = (
+        (terms.buyer == buyer, "buyer"),
+        (terms.seller == seller and seller != buyer, "seller"),
+        (terms.asset == request.asset, "asset"),
+        (0 < terms.price_units <= UNITS_MAX, "price_units"),
+        (terms.bond_units <= terms.price_units, "bond_units"),
+        (terms.default_to_seller_units <= terms.price_units, "default_to_seller_units"),
+        (not arbitrated or terms.arbiter in request.arbiters, "arbiter"),
+        (terms.arbiter not in (buyer, seller, thread.domain.contract), "arbiter"),
+        (arbitrated or (terms.bond_units == 0 and terms.stake_units == 0), "bond_units"),
+        (terms.vault == ZERO_ADDRESS and terms.stake_units == 0, "vault"),
+        (now_s - 60 <= terms.lock_by_s <= now_s + LOCK_BY_MAX_S, "lock_by_s"),
+        (terms.lock_by_s < terms.deliver_by_s <= now_s + WINDOW_MAX_S, "deliver_by_s"),
+        (all(window <= WINDOW_MAX_S for window in windows), "dispute_s, answer_s, rule_s"),
+        (terms.dispute_s > 0, "dispute_s"),
+        (not arbitrated or (terms.answer_s > 0 and terms.rule_s > 0), "answer_s, rule_s"),
+        (work.capability == request.capability, "work.capability"),
+        (work.schemas.hex() == request.schemas[2:], "work.schemas"),
+        (work.task.hex() == request.task[2:], "work.task"),
+        (work.settlement in request.settlements, "work.settlement"),
+        (work.settlement == "escrow", "work.settlement"),
+        (work.verification in request.verifications, "work.verification"),
+        (work.quality >= request.quality_min, "work.quality"),
+    )
+    for holds, name in rules:
+        if not holds:
+            raise RemoteProtocolError(f"terms.{name} does not fit the request or the contract")
+    if thread.terms is not None and terms.nonce != thread.terms.nonce:
+        raise RemoteProtocolError("terms.nonce changed within one thread")
+
+
+def receive(thread: Thread, message: Message, *, now_ms: int, verify: Verify) -> Thread:
+    """Return the thread after the counterparty's message.
+
+    :raises RemoteProtocolError: if it may not say that now, or says it wrongly
+    :raises BadSignature: if a signature inside it is not the counterparty's
+    """
+    if message.sender != thread.counterparty:
+        raise RemoteProtocolError(f"{message.sender} is not a side of this thread")
+    return _move(thread, thread.other, message, now_ms=now_ms, verify=verify, ours=False)
+
+
+def say(thread: Thread, message: Message, *, now_ms: int) -> Thread:
+    """Return the thread after the holder's own message, held to the same rules.
+
+    :raises LocalProtocolError: if the holder may not say that now
+    """
+    try:
+        return _move(
+            thread, thread.side, message, now_ms=now_ms, verify=lambda *_: None, ours=True
+        )
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"refused to say {message.kind}: {error}") from error
+
+
+def _move(
+    thread: Thread, role: Role, message: Message, *, now_ms: int, verify: Verify, ours: bool
+) -> Thread:
+    after = advance(thread.state, role, message.kind, ours=ours)
+    body = message.body
+    changed = thread
+    match body:
+        case Offer() | Counter():
+            changed = _propose(thread, message, body, now_ms=now_ms)
+        case Accept():
+            changed = _accept(thread, message, body, now_ms=now_ms)
+        case Agreed():
+            signature = bytes.fromhex(body.signature[2:])
+            if body.terms_digest[2:] != thread.job_id.hex():
+                raise RemoteProtocolError("agreed to other terms than were accepted")
+            if message.re != thread.accept_id:
+                raise RemoteProtocolError("agreed answers another accept")
+            verify(thread.job_id, signature, thread.agreed_terms.seller)
+            changed = replace(thread, seller_signature=signature)
+        case Task():
+            salt, task = bytes.fromhex(body.salt[2:]), body.task.encode()
+            if commitment(salt, task) != thread.agreed_terms.work.task:
+                raise RemoteProtocolError("the task is not the one that the terms commit to")
+            changed = replace(thread, task=body, task_id=message.id)
+        case Result():
+            changed = _result(thread, message, body, now_ms=now_ms, verify=verify)
+        case Settle():
+            changed = _settle(thread, body, verify=verify)
+        case Nack():
+            changed = replace(thread, why=f"{body.reason}: {body.detail}".rstrip(": "))
+        case _:
+            reason = getattr(body, "reason", "")
+            changed = replace(thread, why=f"{role} said {message.kind}: {reason}".rstrip(": "))
+    price = changed.terms.price_units if changed.terms is not None else 0
+    return _enter(changed, after, role, message.kind, now_ms=now_ms, price_units=price)
+
+
+def _enter(
+    thread: Thread, after: State, role: Role, move: str, *, now_ms: int, price_units: int = 0
+) -> Thread:
+    entry = Entry(now_ms, after, role, move, price_units)
+    return replace(thread, state=after, history=(*thread.history, entry))
+
+
+def _propose(thread: Thread, message: Message, body: Offer | Counter, *, now_ms: int) -> Thread:
+    if body.answers != thread.proposal_id:
+        raise RemoteProtocolError("the proposal does not answer the last one of this thread")
+    if thread.rounds >= 2 * ROUNDS_MAX:
+        raise RemoteProtocolError(f"more than {ROUNDS_MAX} proposals of each side")
+    if not now_ms < body.valid_until_ms <= now_ms + LOCK_BY_MAX_S * 1000:
+        raise RemoteProtocolError("valid_until_ms is in the past or too far away")
+    terms = body.terms.terms()
+    check_terms(terms, thread, now_ms=now_ms)
+    key = thread.their_key
+    if isinstance(body, Offer) and thread.side is Role.BUYER:
+        key = body.key
+    return replace(
+        thread,
+        terms=terms,
+        proposal_id=message.id,
+        valid_until_ms=body.valid_until_ms,
+        rounds=thread.rounds + 1,
+        their_key=key,
+        opened_ms=thread.opened_ms or now_ms,
+    )
+
+
+def _accept(thread: Thread, message: Message, body: Accept, *, now_ms: int) -> Thread:
+    digest = thread.agreed_terms.digest(thread.domain)
+    if body.offer != thread.proposal_id or body.terms_digest[2:] != digest.hex():
+        raise RemoteProtocolError("accepted other terms than were last offered")
+    if now_ms >= thread.valid_until_ms:
+        raise RemoteProtocolError(f"the offer expired {now_ms - thread.valid_until_ms} ms ago")
+    return replace(thread, accept_id=message.id, agree_by_ms=body.agree_by_ms, job_id=digest)
+
+
+def _result(
+    thread: Thread, message: Message, body: Result, *, now_ms: int, verify: Verify
+) -> Thread:
+    terms = thread.agreed_terms
+    if int(body.to_seller_units) > terms.price_units:
+        raise RemoteProtocolError("the result costs more than the terms allow")
+    if thread.result is not None and thread.result != body:
+        raise RemoteProtocolError("a second result that differs from the first")
+    changed = replace(thread, result=body, result_id=message.id)
+    digest = settlement_digest(
+        thread.domain, thread.job_id, changed.deliverable, int(body.to_seller_units)
+    )
+    verify(digest, bytes.fromhex(body.signature[2:]), terms.seller)
+    return replace(changed, result_ms=thread.result_ms or now_ms)
+
+
+def _settle(thread: Thread, body: Settle, *, verify: Verify) -> Thread:
+    if thread.result is None:
+        raise RemoteProtocolError("settle before there was a result")
+    if body.deliverable[2:] != thread.deliverable.hex():
+        raise RemoteProtocolError("settle names another deliverable")
+    if body.to_seller_units != thread.result.to_seller_units:
+        raise RemoteProtocolError("settle names another amount than the result")
+    digest = settlement_digest(
+        thread.domain, thread.job_id, thread.deliverable, int(body.to_seller_units)
+    )
+    verify(digest, bytes.fromhex(body.signature[2:]), thread.agreed_terms.buyer)
+    return replace(thread, settle=body)
+
+
+def see(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> Thread:
+    """Return the thread after a look at the chain, at the depth that the holder trusts."""
+    if thread.state not in BOUND or not thread.job_id:
+        return thread
+    if view.phase is Phase.NONE:
+        if thread.state is State.AGREED:
+            if chain_s > thread.agreed_terms.lock_by_s:
+                lapsed = replace(thread, why="the buyer did not lock in time")
+                return _enter(lapsed, State.LAPSED, Role.CLOCK, "lock_by", now_ms=now_ms)
+            return thread
+        # The lock was reorganised away: whoever holds the bytes may open it again.
+    if view == thread.view:
+        return thread
+    if view.phase is Phase.CLOSED:
+        move = "paid" if view.to_seller_units > 0 else "refunded"
+    else:
+        move = _STATE_PHASE[view.phase]
+    after = advance(thread.state, Role.CHAIN, move, ours=True)
+    changed = replace(thread, view=view)
+    if after in TERMINAL:
+        changed = replace(changed, why=view.how.name.lower().replace("_", " "))
+        move = view.how.name.lower() if view.how is not How.OPEN else move
+    if after is thread.state:
+        return changed
+    return _enter(
+        changed, after, Role.CHAIN, move, now_ms=now_ms, price_units=view.to_seller_units
+    )
+
+
+def tick(thread: Thread, *, now_ms: int) -> Thread:
+    """Return the thread after the deadlines of the wire that have passed by ``now_ms``."""
+    for states, name, limit_ms in (
+        ((State.OFFERED, State.COUNTERED), "valid_until", thread.valid_until_ms),
+        ((State.ACCEPTED,), "agree_by", thread.agree_by_ms),
+    ):
+        if thread.state in states and now_ms >= limit_ms:
+            after = advance(thread.state, Role.CLOCK, name, ours=True)
+            lapsed = replace(thread, why=f"{name} passed in silence")
+            return _enter(lapsed, after, Role.CLOCK, name, now_ms=now_ms)
+    return thread
+
+
+def deadline_ms(thread: Thread) -> int | None:
+    """Return when ``tick`` has something to do next, by the wall clock; None for never."""
+    if thread.state in (State.OFFERED, State.COUNTERED):
+        return thread.valid_until_ms
+    if thread.state is State.ACCEPTED:
+        return thread.agree_by_ms
+    return None
+
+
+def judge(thread: Thread, verdict: str) -> Thread:
+    """Return the thread with the buyer's finding on the result: ``good`` or what is wrong."""
+    return replace(thread, verdict=verdict)
+
+
+def fail(thread: Thread, why: str) -> Thread:
+    """Return the thread whose seller cannot deliver, and will decline."""
+    return replace(thread, failed=why)
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """One thing that the holder owes now: a call to the chain, or something to say or do.
+
+    ``name`` is unique within the deal; ``call`` is None for what is said or done off chain.
+    """
+
+    name: str
+    call: Call | None = None
+
+
+def limit_s(thread: Thread) -> int | None:
+    """Return the chain time after which silence has its outcome in this state, or None."""
+    if thread.terms is None:
+        return None
+    terms, clock = thread.terms, thread.view.clock_s
+    match thread.state:
+        case State.AGREED:
+            return terms.lock_by_s
+        case State.LOCKED:
+            return terms.deliver_by_s
+        case State.DELIVERED:
+            return clock + terms.dispute_s
+        case State.DISPUTED:
+            return clock + terms.answer_s
+        case State.ANSWERED:
+            return clock + terms.rule_s
+    return None
+
+
+def duties(thread: Thread, *, now_ms: int, chain_s: int, margins: Margins) -> list[Duty]:
+    """Return what the holder owes now. The same thread and times give the same duties."""
+    limit = limit_s(thread)
+    if limit is None or thread.over:
+        return []
+    terms = thread.agreed_terms
+    if chain_s > limit and thread.state is not State.AGREED:
+        return [Duty("poke:" + thread.state, Poke(terms))]
+    in_time = chain_s <= limit - margins.chain_s
+    if thread.side is Role.BUYER:
+        return _buyer_duties(thread, in_time=in_time)
+    return _seller_duties(thread, in_time=in_time, now_ms=now_ms, margins=margins)
+
+
+def _buyer_duties(thread: Thread, *, in_time: bool) -> list[Duty]:
+    terms = thread.agreed_terms
+    match thread.state:
+        case State.AGREED if in_time:
+            return [Duty("open", Open(terms, thread.seller_signature))]
+        case State.LOCKED | State.DELIVERED:
+            owed = [] if thread.task_id else [Duty("say:task")]
+            if thread.result is not None and not thread.verdict:
+                owed.append(Duty("check"))
+            if thread.verdict == "good" and thread.settle is None:
+                owed.append(Duty("say:settle"))
+            bad = thread.verdict not in ("", "good") or (
+                # What was put on chain is not what was sent, or nothing was sent at all.
+                thread.result is None
+                or thread.deliverable != thread.view.deliverable
+            )
+            disputable = thread.state is State.DELIVERED and terms.arbiter != ZERO_ADDRESS
+            if disputable and bad and in_time:
+                owed.append(Duty("dispute", Dispute(terms, evidence_hash(thread))))
+            return owed
+        case State.DISPUTED | State.ANSWERED:
+            return [Duty("say:evidence")] if terms.arbiter != ZERO_ADDRESS else []
+    return []
+
+
+def _seller_duties(
+    thread: Thread, *, in_time: bool, now_ms: int, margins: Margins
+) -> list[Duty]:
+    terms = thread.agreed_terms
+    if thread.state in (State.LOCKED, State.DELIVERED) and thread.settle is not None:
+        result = thread.result
+        if result is None:
+            raise LocalProtocolError(f"settled without a result in thread {thread.deal}")
+        call = SettleCall(
+            terms,
+            thread.deliverable,
+            int(result.to_seller_units),
+            bytes.fromhex(thread.settle.signature[2:]),
+            b"",
+        )
+        return [Duty("settle", call)]
+    match thread.state:
+        case State.LOCKED if thread.failed:
+            return [Duty("decline", DeclineCall(terms))]
+        case State.LOCKED if thread.task is not None and thread.result is None:
+            return [Duty("work")]
+        case State.LOCKED if thread.result is not None:
+            impatient = now_ms >= thread.result_ms + margins.settle_patience_ms
+            if impatient or not in_time:
+                return [Duty("submit", Submit(terms, thread.deliverable))]
+        case State.DISPUTED if thread.result is not None and in_time:
+            return [
+                Duty("answer", Answer(terms, evidence_hash(thread))),
+                Duty("say:evidence"),
+            ]
+        case State.ANSWERED if thread.result is not None:
+            return [Duty("say:evidence")]
+    return []
+
+
+def evidence_hash(thread: Thread) -> bytes:
+    """Return the hash of what a side shows in a dispute: the job, the task and the result."""
+    shown = thread.deliverable if thread.result is not None else b"\0" * 32
+    return keccak256(b"coase/evidence/v1\0" + thread.job_id + thread.agreed_terms.work.task + shown)
+
+
+def require_signer_of(digest: bytes, signature: bytes, signer: str) -> None:
+    """Verify with the real curve: what ``receive`` is given everywhere but in a simulation."""
+    require_signer(digest, signature, signer)
