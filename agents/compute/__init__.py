@@ -1,1 +1,1 @@
-"""agents/compute"""
+"""Compute: engines that turn prompts into text, behind one port."""

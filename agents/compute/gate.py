@@ -1,0 +1,146 @@
+"""What every backend needs around its engine: a bounded queue, time-outs and a measured pace."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from .ports import Chunk, ComputeBusy, Prompt, failed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+# Four slots keep a small machine busy: on two cores four at once give about twice the tokens.
+CONCURRENCY_DEFAULT: Final = 4
+# Whoever is further back than this is better served elsewhere, and is told so at once.
+QUEUE_MAX_DEFAULT: Final = 64
+# A big model is read from a slow disk within this; a prompt that fills its context too.
+FIRST_CHUNK_MAX_S: Final = 120
+# Between two tokens even a laptop that swaps needs less.
+NEXT_CHUNK_MAX_S: Final = 30
+# Guesses for an engine that has not been measured yet: a small model on two cores.
+READ_GUESS_US: Final = 2_000
+WRITE_GUESS_US: Final = 10_000
+BYTES_PER_TOKEN: Final = 4  # English under the usual byte-pair encodings.
+TOKENS_PER_MESSAGE: Final = 5  # Role names and separators of the usual chat templates.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a backend takes on, and how long it waits for its engine."""
+
+    concurrency: int = CONCURRENCY_DEFAULT
+    queue_max: int = QUEUE_MAX_DEFAULT
+    first_chunk_max_s: float = FIRST_CHUNK_MAX_S
+    next_chunk_max_s: float = NEXT_CHUNK_MAX_S
+
+
+class Pace:
+    """How long the engine takes per token, learnt from the requests that it served."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.write_us = WRITE_GUESS_US
+        self.read_us = READ_GUESS_US
+
+    def learn(self, *, read_tokens: int, first_ms: int, written: int, rest_ms: int) -> None:
+        """Take one finished request into the moving average (a quarter of the new value)."""
+        self.requests += 1
+        if read_tokens > 0:
+            self.read_us = self._mix(self.read_us, first_ms * 1000 // read_tokens)
+        if written > 1:
+            self.write_us = self._mix(self.write_us, rest_ms * 1000 // (written - 1))
+
+    def _mix(self, old_us: int, new_us: int) -> int:
+        return new_us if self.requests == 1 else (3 * old_us + new_us) // 4
+
+    def expected_ms(self, *, input_tokens: int, output_tokens: int) -> int:
+        """Return how long such a request takes once it is its turn."""
+        return (input_tokens * self.read_us + output_tokens * self.write_us) // 1000
+
+    @property
+    def basis(self) -> str:
+        """What the numbers rest on, in words."""
+        if self.requests == 0:
+            return "guessed for a small model on two cores: nothing measured yet"
+        return (
+            f"measured over {self.requests} request{'s' * (self.requests > 1)} here: "
+            f"{self.read_us} us per token read, {self.write_us} us per token written"
+        )
+
+
+def guess_tokens(prompt: Prompt) -> int:
+    """Return about how many tokens the prompt is, for engines that do not count ahead."""
+    return prompt.size_bytes() // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * len(prompt.messages) + 1
+
+
+class Gate:
+    """Lets a bounded number of streams through and watches each for silence."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self._name = name
+        self.limits = limits
+        self.pace = Pace()
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self.inside = 0
+
+    async def run(
+        self, prompt: Prompt, open_stream: Callable[[], AsyncGenerator[Chunk, None]]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield what ``open_stream`` yields, when it is its turn.
+
+        :raises ComputeBusy: if too many wait already
+        :raises ComputeFailed: if the engine is silent for too long, or ends without a last chunk
+        """
+        prompt.check()
+        if self.inside >= self.limits.concurrency + self.limits.queue_max:
+            raise ComputeBusy(
+                f"{self._name} is busy: {self.inside} requests run or wait already. "
+                "Ask later or elsewhere"
+            )
+        self.inside += 1
+        try:
+            async with self._slots, aclosing(open_stream()) as source:
+                async for chunk in self._watched(source):
+                    yield chunk
+        finally:
+            self.inside -= 1
+
+    async def _watched(self, source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+        begun = monotonic_ns()
+        first_ns, wait_s, which = 0, self.limits.first_chunk_max_s, "first"
+        while True:
+            try:
+                # The time-out spans one step only: none may stay open across a yield.
+                async with asyncio.timeout(wait_s):
+                    chunk = await anext(source, None)
+            except TimeoutError:
+                raise failed(
+                    f"{self._name} is silent",
+                    why=f"its {which} token did not come within {wait_s} s",
+                    todo="The machine may be overloaded or the model still be loading: "
+                    "ask again, or take a smaller model",
+                ) from None
+            if chunk is None:
+                raise failed(
+                    f"{self._name} stopped in the middle of an answer",
+                    why="its stream ended without a last chunk",
+                    todo="It may have crashed or been stopped: see that it runs and ask again",
+                )
+            if not first_ns:
+                first_ns = monotonic_ns()
+                wait_s, which = self.limits.next_chunk_max_s, "next"
+            if chunk.done and chunk.usage is not None:
+                usage = chunk.usage
+                self.pace.learn(
+                    read_tokens=usage.input_tokens - usage.cached_input_tokens,
+                    first_ms=(first_ns - begun) // 1_000_000,
+                    written=usage.output_tokens,
+                    rest_ms=(monotonic_ns() - first_ns) // 1_000_000,
+                )
+            yield chunk
+            if chunk.done:
+                return
