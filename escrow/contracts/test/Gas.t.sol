@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {IJobEscrow} from "../src/IJobEscrow.sol";
+import {Base, IEscrowFactory} from "./Base.sol";
+import {vm} from "./Vm.sol";
+
+/// @notice What every path costs. Each call is a transaction of its own (`isolate`): the price of
+/// entry and of the calldata is counted, storage is cold, refunds are taken off.
+///
+/// Steady state unless named otherwise: balances, the seller's nonce word and the buyer's permit
+/// nonce are not zero. Writes out/gas.json, which scripts/gas.js compares with gas-snapshot.json.
+contract GasTest is Base {
+    string private constant DESCRIPTION = "https://example.org/jobs/0123456789abcdef0123456789abcdef/task.json";
+
+    string private _json;
+
+    function setUp() public override {
+        super.setUp();
+        // A job and a deal stay open, so that counter and balance are not zero, and a permit is used.
+        escrow.createJob(seller, arbiter, START + 1 days, DESCRIPTION, address(0));
+        IJobEscrow.Terms memory t = someTerms();
+        t.nonce = 1;
+        _openBy(t, byPermit(BUYER_KEY, PRICE, START + 1));
+        allow(buyer);
+    }
+
+    function test_gas() public {
+        _section(_plain);
+        _section(_openings);
+        _section(_firstPermit);
+        _section(_settlements);
+        _section(_batch);
+        _section(_silence);
+        _section(_disputes);
+        _section(_others);
+        vm.writeJson(_json, "out/gas.json");
+    }
+
+    // -------------------------------------------------------------------------------- sections
+
+    function _plain() private {
+        vm.prank(buyer);
+        token.approve(address(escrow), 0);
+        vm.prank(buyer);
+        uint256 id = escrow.createJob(seller, arbiter, START + 1 days, DESCRIPTION, address(0));
+        uint256 sum = _note("plain.createJob");
+        vm.prank(seller);
+        escrow.setBudget(id, PRICE, "");
+        sum += _note("plain.setBudget");
+        vm.prank(buyer);
+        token.approve(address(escrow), PRICE);
+        sum += _note("plain.approve");
+        vm.prank(buyer);
+        escrow.fund(id, PRICE, "");
+        sum += _note("plain.fund");
+        vm.prank(seller);
+        escrow.submit(id, RESULT, "");
+        sum += _note("plain.submit");
+        vm.prank(arbiter);
+        escrow.complete(id, RESULT, "");
+        sum += _note("plain.complete");
+        _record("plain.sum", sum);
+    }
+
+    function _openings() private {
+        uint256 state = vm.snapshotState();
+        IJobEscrow.Terms memory t = someTerms();
+        IJobEscrow.Funding memory permit = byPermit(BUYER_KEY, PRICE, START + 1);
+        vm.prank(buyer);
+        token.approve(address(escrow), 0);
+        _openBy(t, permit);
+        _note("open.permit");
+
+        vm.revertToState(state);
+        _openBy(t, byAllowance());
+        _note("open.allowance");
+
+        vm.revertToState(state);
+        _openBy(t, byAuthorization(BUYER_KEY, PRICE, bytes32(idOf(t))));
+        _note("open.authorization");
+
+        vm.revertToState(state);
+        bytes memory buyerSig = signTerms(BUYER_KEY, t);
+        bytes memory sellerSig = signTerms(SELLER_KEY, t);
+        vm.prank(stranger);
+        escrow.open(t, buyerSig, sellerSig, byAllowance());
+        _note("open.allowance.relayed");
+    }
+
+    function _firstPermit() private {
+        // A seller and a buyer who never met anybody: no nonce word, no permit nonce.
+        useToken(create("CoaseToken", abi.encode(address(this))));
+        token.transfer(buyer, 1_000_000);
+        vm.prank(buyer);
+        token.approve(address(escrow), 0);
+        IJobEscrow.Terms memory t = someTerms();
+        _openBy(t, byPermit(BUYER_KEY, PRICE, START + 1));
+        _note("open.permit.first");
+    }
+
+    function _settlements() private {
+        uint256 state = vm.snapshotState();
+        IJobEscrow.Terms memory t = someTerms();
+        uint256 id = open(t);
+        _settle(t, PRICE, sign(BUYER_KEY, settlementDigest(id, RESULT, PRICE)), "", seller);
+        _note("settle.working");
+
+        vm.revertToState(state);
+        open(t);
+        _settle(t, 600, sign(BUYER_KEY, settlementDigest(id, RESULT, 600)), "", seller);
+        _note("settle.working.split");
+
+        vm.revertToState(state);
+        openSubmitted(t);
+        _settle(t, PRICE, "", "", buyer);
+        _note("settle.delivered");
+
+        vm.revertToState(state);
+        open(t);
+        vm.prank(seller);
+        escrow.decline(t);
+        _note("decline");
+    }
+
+    function _batch() private {
+        uint256 count = 20;
+        IJobEscrow.Settle[] memory rows = new IJobEscrow.Settle[](count);
+        for (uint256 i = 0; i < count; ++i) {
+            IJobEscrow.Terms memory t = someTerms();
+            t.nonce = 20 + i;
+            uint256 id = open(t);
+            rows[i] = IJobEscrow.Settle(t, RESULT, PRICE, sign(BUYER_KEY, settlementDigest(id, RESULT, PRICE)), "");
+        }
+        vm.prank(seller);
+        escrow.settleMany(rows);
+        _record("settleMany.20.each", uint256(vm.lastCallGas().gasTotalUsed) / count);
+    }
+
+    function _silence() private {
+        IJobEscrow.Terms memory t = someTerms();
+        uint256 id = open(t);
+        submit(id);
+        _note("submit");
+        uint256 state = vm.snapshotState();
+        vm.warp(START + t.disputeSecs + 1);
+        vm.prank(seller);
+        escrow.poke(t);
+        _note("poke.silentBuyer");
+
+        vm.revertToState(state);
+        vm.warp(expiry(t));
+        escrow.claimRefund(id);
+        _note("claimRefund.deal");
+        escrow.poke(t);
+        _note("poke.expired");
+    }
+
+    function _disputes() private {
+        IJobEscrow.Terms memory t = someTerms();
+        openSubmitted(t);
+        dispute(t);
+        _note("dispute.allowance");
+        answer(t);
+        _note("answer.allowance");
+        token.transfer(arbiter, 1);
+        vm.prank(arbiter);
+        escrow.rule(t, 600, 0, EVIDENCE, "");
+        _note("rule.split");
+    }
+
+    function _others() private {
+        IJobEscrow.Terms memory t = someTerms();
+        vm.prank(seller);
+        escrow.cancel(t);
+        _note("cancel");
+        vm.prank(seller);
+        escrow.invalidate(0, type(uint256).max);
+        _note("invalidate");
+        address factory = create("EscrowFactory", "");
+        IEscrowFactory(factory).deploy(address(token));
+        _note("factory.deploy");
+    }
+
+    // --------------------------------------------------------------------------------- helpers
+
+    function _section(function() internal section) private {
+        uint256 state = vm.snapshotState();
+        section();
+        string memory json = _json;
+        vm.revertToState(state);
+        _json = json;
+    }
+
+    function _openBy(IJobEscrow.Terms memory t, IJobEscrow.Funding memory funding) private {
+        bytes memory sellerSig = signTerms(SELLER_KEY, t);
+        vm.prank(buyer);
+        escrow.open(t, "", sellerSig, funding);
+    }
+
+    function _settle(
+        IJobEscrow.Terms memory t,
+        uint256 toSeller,
+        bytes memory buyerSig,
+        bytes memory sellerSig,
+        address caller
+    ) private {
+        vm.prank(caller);
+        escrow.settle(t, RESULT, toSeller, buyerSig, sellerSig);
+    }
+
+    function _note(string memory name) private returns (uint256 gas) {
+        gas = vm.lastCallGas().gasTotalUsed;
+        _record(name, gas);
+    }
+
+    function _record(string memory name, uint256 gas) private {
+        _json = vm.serializeUint("gas", name, gas);
+    }
+}
