@@ -1,0 +1,1 @@
+"""Runnable examples, and the texts that the demo works on."""
