@@ -163,9 +163,7 @@ def check_signature(wire: bytes, header: Header) -> None:
 
     :raises BadSignature: otherwise
     """
-    require_signer(
-        digest(wire[SIGNATURE_SIZE_BYTES:]), wire[:SIGNATURE_SIZE_BYTES], header.sender
-    )
+    require_signer(digest(wire[SIGNATURE_SIZE_BYTES:]), wire[:SIGNATURE_SIZE_BYTES], header.sender)
 
 
 def open_body(header: Header, plain: bytes) -> Message:

@@ -124,5 +124,7 @@ class DealFailed(WorldError):
     """A deal ended without the result that was asked for; says in which state and why."""
 
     def __init__(self, state: str, why: str, *, deal_id: str = "") -> None:
-        super().__init__(f"the deal ended {state}: {why}" + (f" (deal {deal_id})" if deal_id else ""))
+        super().__init__(
+            f"the deal ended {state}: {why}" + (f" (deal {deal_id})" if deal_id else "")
+        )
         self.state, self.why, self.deal_id = state, why, deal_id

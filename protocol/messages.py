@@ -378,6 +378,7 @@ class Evidence(Wire):
 class Piece(Wire):
     """Announces how a body too large for one envelope continues; the bytes are the seal's."""
 
+    message: IdText
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}\Z")]
     count: Annotated[int, Field(ge=1, le=PIECES_MAX)]
     content: Bytes32Text

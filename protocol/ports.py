@@ -25,6 +25,11 @@ class TransportHealth:
     sent: int = 0
     received: int = 0
     slow_consumer_drops: int = 0
+    send_drops: int = 0
+    """Not handed over: no connection, or the broker takes nothing. The sender repeats."""
+    oversize_drops: int = 0
+    """Received above the limit of an envelope, and never delivered."""
+    callback_errors: int = 0
     errors: list[str] = field(default_factory=list)
 
 

@@ -72,6 +72,7 @@ class Entry:
     role: Role
     move: str
     price_units: int = 0
+    tx_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +202,7 @@ def say(thread: Thread, message: Message, *, now_ms: int) -> Thread:
     :raises LocalProtocolError: if the holder may not say that now
     """
     try:
-        return _move(
-            thread, thread.side, message, now_ms=now_ms, verify=lambda *_: None, ours=True
-        )
+        return _move(thread, thread.side, message, now_ms=now_ms, verify=lambda *_: None, ours=True)
     except RemoteProtocolError as error:
         raise LocalProtocolError(f"refused to say {message.kind}: {error}") from error
 
@@ -246,9 +245,16 @@ def _move(
 
 
 def _enter(
-    thread: Thread, after: State, role: Role, move: str, *, now_ms: int, price_units: int = 0
+    thread: Thread,
+    after: State,
+    role: Role,
+    move: str,
+    *,
+    now_ms: int,
+    price_units: int = 0,
+    tx_hash: str = "",
 ) -> Thread:
-    entry = Entry(now_ms, after, role, move, price_units)
+    entry = Entry(now_ms, after, role, move, price_units, tx_hash)
     return replace(thread, state=after, history=(*thread.history, entry))
 
 
@@ -339,7 +345,13 @@ def see(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> Thread:
     if after is thread.state:
         return changed
     return _enter(
-        changed, after, Role.CHAIN, move, now_ms=now_ms, price_units=view.to_seller_units
+        changed,
+        after,
+        Role.CHAIN,
+        move,
+        now_ms=now_ms,
+        price_units=view.to_seller_units,
+        tx_hash=view.tx_hash,
     )
 
 
@@ -432,8 +444,7 @@ def _buyer_duties(thread: Thread, *, in_time: bool) -> list[Duty]:
                 owed.append(Duty("say:settle"))
             bad = thread.verdict not in ("", "good") or (
                 # What was put on chain is not what was sent, or nothing was sent at all.
-                thread.result is None
-                or thread.deliverable != thread.view.deliverable
+                thread.result is None or thread.deliverable != thread.view.deliverable
             )
             disputable = thread.state is State.DELIVERED and terms.arbiter != ZERO_ADDRESS
             if disputable and bad and in_time:
@@ -444,9 +455,7 @@ def _buyer_duties(thread: Thread, *, in_time: bool) -> list[Duty]:
     return []
 
 
-def _seller_duties(
-    thread: Thread, *, in_time: bool, now_ms: int, margins: Margins
-) -> list[Duty]:
+def _seller_duties(thread: Thread, *, in_time: bool, now_ms: int, margins: Margins) -> list[Duty]:
     terms = thread.agreed_terms
     if thread.state in (State.LOCKED, State.DELIVERED) and thread.settle is not None:
         result = thread.result

@@ -1,0 +1,450 @@
+"""The buying half of a desk: asks, compares, bargains, accepts one, and goes on if it fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, Protocol
+
+from coase.protocol.envelope import Message
+from coase.protocol.errors import LocalProtocolError, Refused
+from coase.protocol.messages import (
+    ENVELOPE_LIFE_MAX_MS,
+    REQUEST_REPEATS_MS,
+    Agreed,
+    Header,
+    Offer,
+    Request,
+    commitment,
+    terms_to_wire,
+)
+from coase.protocol.session import Thread
+from coase.protocol.states import Role, State
+from coase.protocol.terms import Terms
+
+from .desk import Desk
+from .ports import Record
+from .steps import Notice, Publish, Step
+
+AGREE_WITHIN_MS: Final = 5_000
+COUNTER_VALID_MS: Final = 10_000
+
+
+class Verdict(StrEnum):
+    """What a buyer decides on one offer."""
+
+    ACCEPT = "accept"
+    COUNTER = "counter"
+    REJECT = "reject"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision on the offer that lies in one thread."""
+
+    deal: str
+    verdict: Verdict
+    price_units: int = 0
+    deliver_within_s: int = 0
+    reason: str = ""
+
+
+class BuyerStrategy(Protocol):
+    """Decides on offers. Its reservation values never leave the process."""
+
+    def decide(
+        self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
+    ) -> list[Decision]:
+        """Return decisions on ``offers`` (all in state offered).
+
+        ``closing`` says that no more offers are waited for. At most one accept.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a buyer wants done, and what of it bidders may know."""
+
+    capability: str
+    schemas: bytes
+    task: str = field(repr=False)
+    features: dict[str, int] = field(default_factory=dict)
+    deliver_within_s: int = 60
+    quality_min: int = 0
+    input_max: int = 0
+    output_max: int = 0
+    model: str = ""
+    verifications: tuple[str, ...] = ("schema", "none")
+    reply_within_ms: int = 1_500
+    bids_min: int = 1
+    bids_max: int = 16
+    level: int = 0
+    prefix: str = "-"
+    blocked: frozenset[str] = frozenset()
+
+
+class AskState(StrEnum):
+    """Where a buyer's request stands, as its owner sees it."""
+
+    OPEN = "open"
+    ACCEPTING = "accepting"
+    BOUND = "bound"
+    ENDED = "ended"
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request of ours and what came of it."""
+
+    request_id: str
+    wish: Wish
+    salt: bytes
+    secret: bytes = field(repr=False)
+    request: Request
+    opened_ms: int
+    strategy: BuyerStrategy
+    state: AskState = AskState.OPEN
+    offers: list[str] = field(default_factory=list)
+    bids: int = 0
+    sent: int = 0
+    wire: bytes = b""
+    chosen: str = ""
+    why: str = ""
+    outcome: Thread | None = None
+
+
+class BuyerDesk:
+    """All requests of one agent."""
+
+    def __init__(self, desk: Desk, *, arbiters: tuple[str, ...] = ()) -> None:
+        self.desk, self.arbiters = desk, arbiters
+        self.asks: dict[str, Ask] = {}
+        self.reserve: Purse = OpenPurse()
+
+    def ask(
+        self,
+        wish: Wish,
+        strategy: BuyerStrategy,
+        *,
+        now_ms: int,
+        request_id: str = "",
+        salt: bytes = b"",
+    ) -> tuple[Ask, Step]:
+        """Ask the market. The same ``request_id`` is the same request and is asked once only."""
+        step = Step()
+        request_id = request_id or self.desk.chance.take(16).hex()
+        known = self.asks.get(request_id)
+        if known is not None:
+            return known, step
+        salt = salt or self.desk.chance.take(32)
+        secret = self.desk.chance.take(32)
+        ask = self._new(request_id, wish, strategy, salt, secret, now_ms=now_ms)
+        data = json.dumps(
+            {
+                "salt": salt.hex(),
+                "secret": secret.hex(),
+                "task": wish.task,
+                "request": ask.request.model_dump_json(),
+            },
+            ensure_ascii=False,
+        ).encode()
+        step.records.append(Record(self.desk.me, request_id, "asked", now_ms, data))
+        step.effects.append(Notice("asked", request_id))
+        self._publish(ask, step, now_ms=now_ms)
+        return ask, step
+
+    def _new(
+        self,
+        request_id: str,
+        wish: Wish,
+        strategy: BuyerStrategy,
+        salt: bytes,
+        secret: bytes,
+        *,
+        now_ms: int,
+    ) -> Ask:
+        desk = self.desk
+        request = Request(
+            capability=wish.capability,
+            schemas="0x" + wish.schemas.hex(),
+            task="0x" + commitment(salt, wish.task.encode()).hex(),
+            features=wish.features,
+            chain_id=desk.domain.chain_id,
+            escrow=desk.domain.contract,
+            asset=desk.asset.token,
+            settlements=["escrow"],
+            verifications=list(wish.verifications),  # type: ignore[arg-type]
+            arbiters=list(self.arbiters),
+            deliver_within_s=wish.deliver_within_s,
+            quality_min=wish.quality_min,
+            input_max=wish.input_max,
+            output_max=wish.output_max,
+            model=wish.model,
+            reply_by_ms=now_ms + wish.reply_within_ms,
+            bids_min=wish.bids_min,
+            bids_max=wish.bids_max,
+            key=desk.codec.public_key(secret),
+        )
+        ask = Ask(request_id, wish, salt, secret, request, now_ms, strategy)
+        self.asks[request_id] = ask
+        return ask
+
+    def _publish(self, ask: Ask, step: Step, *, now_ms: int) -> None:
+        if not ask.wire:
+            ask.wire = self.desk.codec.encode(
+                kind="request",
+                message_id=ask.request_id,
+                to="*",
+                deal=ask.request_id,
+                re="",
+                sent_ms=now_ms,
+                expires_ms=min(ask.request.reply_by_ms, now_ms + ENVELOPE_LIFE_MAX_MS),
+                plain=ask.request.model_dump_json().encode(),
+                key="",
+            )
+        ask.sent += 1
+        wish = ask.wish
+        step.effects.append(Publish(wish.capability, ask.wire, wish.level, wish.prefix))
+
+    def offered(self, header: Header, *, now_ms: int) -> Thread | None:
+        """Return a new thread for a first offer that answers one of our requests."""
+        ask = self.asks.get(header.re)
+        if ask is None or ask.state is not AskState.OPEN:
+            return None
+        if ask.bids >= ask.wish.bids_max or header.sender in ask.wish.blocked:
+            raise Refused("capacity", "no more offers are read for this request")
+        if now_ms > ask.request.reply_by_ms:
+            raise Refused("expired", "the request no longer takes offers")
+        return Thread(
+            deal=header.deal,
+            side=Role.BUYER,
+            holder=self.desk.me,
+            counterparty=header.sender,
+            request_id=ask.request_id,
+            request=ask.request,
+            domain=self.desk.domain,
+            secret=ask.secret,
+        )
+
+    def heard(self, thread: Thread, message: Message, step: Step, *, now_ms: int) -> None:
+        """Weigh an offer, or take note that the seller agreed."""
+        ask = self.asks.get(thread.request_id)
+        if ask is None:
+            return
+        if isinstance(message.body, Offer):
+            if thread.deal not in ask.offers:
+                ask.offers.append(thread.deal)
+                ask.bids += 1
+            self._decide(ask, step, now_ms=now_ms)
+        elif isinstance(message.body, Agreed):
+            ask.state = AskState.BOUND
+            step.effects.append(Notice("agreed", thread.deal, thread))
+            self._turn_away(ask, step, now_ms=now_ms)
+
+    def _live(self, ask: Ask) -> list[Thread]:
+        threads = (self.desk.threads.get(deal) for deal in ask.offers)
+        return [thread for thread in threads if thread is not None]
+
+    def _decide(self, ask: Ask, step: Step, *, now_ms: int) -> None:
+        if ask.state is not AskState.OPEN:
+            return
+        live = self._live(ask)
+        offers = [thread for thread in live if thread.state is State.OFFERED]
+        closing = now_ms >= ask.request.reply_by_ms or ask.bids >= ask.wish.bids_max
+        if offers:
+            decisions = ask.strategy.decide(
+                offers, closing=closing, opened_ms=ask.opened_ms, now_ms=now_ms
+            )
+            for decision in decisions:
+                self._act(ask, decision, step, now_ms=now_ms)
+        if closing and ask.state is AskState.OPEN and not self._live(ask):
+            self._end(ask, "no offer was acceptable" if ask.bids else "nobody made an offer", step)
+
+    def _act(self, ask: Ask, decision: Decision, step: Step, *, now_ms: int) -> None:
+        thread = self.desk.threads[decision.deal]
+        match decision.verdict:
+            case Verdict.REJECT:
+                body: dict[str, object] = {
+                    "proposal": thread.proposal_id,
+                    "reason": decision.reason or "not this time",
+                }
+                self.desk.say(
+                    thread.deal, "reject", body, step, now_ms=now_ms, re=thread.proposal_id
+                )
+                self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
+            case Verdict.COUNTER:
+                terms = counter_terms(thread.agreed_terms, decision)
+                body = {
+                    "answers": thread.proposal_id,
+                    "terms": terms_to_wire(terms),
+                    "valid_until_ms": now_ms + COUNTER_VALID_MS,
+                }
+                self.desk.say(
+                    thread.deal, "counter", body, step, now_ms=now_ms, re=thread.proposal_id
+                )
+            case Verdict.ACCEPT:
+                self._accept(ask, thread, step, now_ms=now_ms)
+
+    def _accept(self, ask: Ask, thread: Thread, step: Step, *, now_ms: int) -> None:
+        price = thread.agreed_terms.price_units
+        self.reserve.reserve(thread.deal, price, thread.counterparty, now_ms=now_ms)
+        agree_by_ms = now_ms + AGREE_WITHIN_MS
+        digest = thread.agreed_terms.digest(self.desk.domain)
+        body: dict[str, object] = {
+            "offer": thread.proposal_id,
+            "terms_digest": "0x" + digest.hex(),
+            "agree_by_ms": agree_by_ms,
+        }
+        try:
+            self.desk.say(
+                thread.deal,
+                "accept",
+                body,
+                step,
+                now_ms=now_ms,
+                re=thread.proposal_id,
+                until_ms=agree_by_ms,
+            )
+        except LocalProtocolError:
+            self.reserve.release(thread.deal)
+            raise
+        ask.state, ask.chosen = AskState.ACCEPTING, thread.deal
+
+    def _turn_away(self, ask: Ask, step: Step, *, now_ms: int) -> None:
+        """Tell the other bidders, so that they need not hold anything for us."""
+        for thread in self._live(ask):
+            if thread.deal == ask.chosen or thread.state not in (State.OFFERED, State.COUNTERED):
+                continue
+            body: dict[str, object] = {"reason": "another offer was taken"}
+            self.desk.say(thread.deal, "withdraw", body, step, now_ms=now_ms, re=thread.proposal_id)
+            self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
+
+    def send_task(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        """Send the task of a locked deal to the seller who won it."""
+        ask = self.asks.get(thread.request_id)
+        if ask is None:
+            raise LocalProtocolError(f"the task of request {thread.request_id} is not known")
+        body: dict[str, object] = {"salt": "0x" + ask.salt.hex(), "task": ask.wish.task}
+        until_ms = thread.agreed_terms.deliver_by_s * 1000
+        self.desk.say(thread.deal, "task", body, step, now_ms=now_ms, until_ms=until_ms)
+
+    def ticked(self, step: Step, *, now_ms: int) -> None:
+        """Repeat requests that have too few bids, and close rounds whose time is up."""
+        for ask in list(self.asks.values()):
+            if ask.state is not AskState.OPEN:
+                continue
+            due = ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min
+            if due and now_ms >= ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]:
+                if now_ms < ask.request.reply_by_ms:
+                    self._publish(ask, step, now_ms=now_ms)
+            if now_ms >= ask.request.reply_by_ms:
+                self._decide(ask, step, now_ms=now_ms)
+
+    def next_ms(self) -> int | None:
+        """Return when the next repetition or closing is due."""
+        times = []
+        for ask in self.asks.values():
+            if ask.state is AskState.OPEN:
+                times.append(ask.request.reply_by_ms)
+                if ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min:
+                    times.append(ask.opened_ms + REQUEST_REPEATS_MS[ask.sent])
+        return min(times, default=None)
+
+    def ended(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        """Go on with the next best offer if the chosen one came to nothing."""
+        self.reserve.release(thread.deal)
+        ask = self.asks.get(thread.request_id)
+        if ask is None or ask.state is AskState.ENDED:
+            return
+        if thread.deal == ask.chosen:
+            if thread.state is State.LAPSED and ask.state is AskState.ACCEPTING:
+                ask.state, ask.chosen = AskState.OPEN, ""
+                self._decide(ask, step, now_ms=now_ms)
+                return
+            ask.outcome = thread
+            self._end(ask, thread.why, step)
+        elif ask.state is AskState.OPEN:
+            self._decide(ask, step, now_ms=now_ms)
+
+    def _end(self, ask: Ask, why: str, step: Step) -> None:
+        ask.state, ask.why = AskState.ENDED, why
+        step.closed.append((ask.request_id, b""))
+        step.effects.append(Notice("request_ended", ask.request_id, ask.outcome, why))
+
+    def replay(self, record: Record, strategy: BuyerStrategy) -> None:
+        """Take a request of ours out of the journal."""
+        row = json.loads(record.data)
+        request = Request.model_validate_json(row["request"])
+        wish = Wish(
+            capability=request.capability,
+            schemas=bytes.fromhex(request.schemas[2:]),
+            task=row["task"],
+            features=request.features,
+            deliver_within_s=request.deliver_within_s,
+            bids_min=request.bids_min,
+            bids_max=request.bids_max,
+        )
+        salt, secret = bytes.fromhex(row["salt"]), bytes.fromhex(row["secret"])
+        ask = Ask(record.deal, wish, salt, secret, request, record.at_ms, strategy)
+        ask.sent = len(REQUEST_REPEATS_MS)  # Bidders of the first life are gone.
+        self.asks[record.deal] = ask
+
+    def replayed(self) -> None:
+        """Find out, after the whole journal was folded, where each request stands."""
+        for thread in self.desk.threads.values():
+            ask = self.asks.get(thread.request_id)
+            if ask is None or thread.side is not Role.BUYER:
+                continue
+            ask.offers.append(thread.deal)
+            ask.bids += 1
+            if thread.accept_id:
+                ask.chosen = thread.deal
+                accepting = thread.state is State.ACCEPTED
+                ask.state = AskState.ACCEPTING if accepting else AskState.BOUND
+                price = thread.agreed_terms.price_units
+                self.reserve.reserve(
+                    thread.deal, price, thread.counterparty, now_ms=thread.opened_ms
+                )
+
+
+class Purse(Protocol):
+    """What a buyer may spend. Reserving is in two phases: reserve, then release or spend."""
+
+    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+        """Set ``units`` aside for ``deal``; the same deal again changes nothing.
+
+        :raises BudgetExhausted: if a limit is reached; nothing was set aside
+        """
+
+    def release(self, deal: str) -> None:
+        """Give back what was set aside; what the chain took is counted there."""
+
+
+class OpenPurse:
+    """A purse without limits of its own."""
+
+    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+        """Set nothing aside."""
+
+    def release(self, deal: str) -> None:
+        """Give nothing back."""
+
+
+def counter_terms(terms: Terms, decision: Decision) -> Terms:
+    """Return the buyer's counter-proposal: the seller's terms with what the decision changes."""
+    price = decision.price_units
+    scaled = terms.bond_units * price // terms.price_units if terms.price_units else 0
+    deliver_by_s = (
+        terms.lock_by_s + decision.deliver_within_s
+        if decision.deliver_within_s
+        else terms.deliver_by_s
+    )
+    return replace(
+        terms,
+        price_units=price,
+        bond_units=min(scaled, price),
+        default_to_seller_units=price // 2,
+        deliver_by_s=deliver_by_s,
+    )

@@ -1,0 +1,783 @@
+"""The desk: everything that one agent remembers and owes, without any input or output.
+
+A desk takes envelopes, looks at the chain, ticks of the clock and the acts of its owner, and
+returns a ``Step``: the records to journal and the effects to perform once they are durable. It
+is synchronous and deterministic, so that the same code runs under the real runtime and in a
+simulated world with a virtual clock. Buying and selling are two halves that plug in.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from coase.protocol.envelope import Message, check_times, open_body, parse_body, read_header
+from coase.protocol.errors import (
+    BadSignature,
+    LocalProtocolError,
+    MalformedEnvelope,
+    Refused,
+    RemoteProtocolError,
+)
+from coase.protocol.messages import (
+    AWAITED,
+    CLOCK_SKEW_MAX_MS,
+    ENVELOPE_LIFE_MAX_MS,
+    ENVELOPE_SIZE_MAX_BYTES,
+    Body,
+    Describe,
+    Description,
+    Evidence,
+    Header,
+    Nack,
+    Request,
+    commitment,
+    thread_id,
+)
+from coase.protocol.session import (
+    Duty,
+    Margins,
+    Thread,
+    Verify,
+    deadline_ms,
+    duties,
+    fail,
+    judge,
+    receive,
+    require_signer_of,
+    say,
+    see,
+    tick,
+)
+from coase.protocol.states import BOUND, Role, State
+from coase.protocol.terms import Domain, ack_digest, settlement_digest
+from coase.protocol.types import AgentId, Asset, Head, JobView
+
+from .history import summary, thread_from_json, view_from_json, view_to_json
+from .outbox import Outbox
+from .pieces import Pieces
+from .ports import Chance, Codec, Record
+from .steps import (
+    Buyer,
+    DeadLetter,
+    DoCheck,
+    DoWork,
+    Notice,
+    OnChain,
+    Seller,
+    Step,
+    Transmit,
+)
+
+ACK_DELAY_MS: Final = 200  # With an ack for everything the throughput halves.
+SEEN_MAX: Final = 200_000  # Ids remembered; about 40 MB. The oldest go first.
+THREADS_MAX: Final = 50_000  # Open threads of one agent; a request beyond is not answered.
+DEAD_LETTERS_MAX: Final = 1_000
+ANSWERS_MAX: Final = 20_000  # Answers kept for repetitions; about 1 KiB each.
+DUTY_ROUNDS_MAX: Final = 4  # A duty leads to another at most this often in one step.
+NEVER_MS: Final = 2**62
+
+
+class Desk:
+    """One agent's side of all its deals."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        chance: Chance,
+        *,
+        domain: Domain,
+        asset: Asset,
+        margins: Margins | None = None,
+        verify: Verify = require_signer_of,
+    ) -> None:
+        self.codec, self.chance, self.domain, self.asset = codec, chance, domain, asset
+        self.me: AgentId = codec.identity.address
+        self.margins = margins or Margins()
+        self.verify = verify
+        self.threads: dict[str, Thread] = {}
+        self.jobs: dict[bytes, str] = {}
+        self.head = Head(0, 0)
+        self.buyer: Buyer | None = None
+        self.seller: Seller | None = None
+        self.on_evidence: Callable[[Message, Evidence], None] | None = None
+        self.on_description: Callable[[Message, Description], None] | None = None
+        self.acknowledge: Callable[[Thread], bool] = lambda thread: True
+        self.inbox_secret = chance.take(32)
+        """Opens what is sealed to the agent outside of any deal, such as evidence."""
+        self.dead: list[DeadLetter] = []
+        self.counts: dict[str, int] = {}
+        self._outbox = Outbox(self._encode_out)
+        self._seen: OrderedDict[str, int] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+        self._acks: dict[str, tuple[int, Header]] = {}
+        self._retry: dict[str, int] = {}
+        self._timers: list[tuple[int, str]] = []
+        self._bound: dict[str, None] = {}
+        self._pieces = Pieces()
+
+    # ---- what comes in -------------------------------------------------------------------
+
+    def hear(self, wire: bytes, *, now_ms: int) -> Step:
+        """Take one envelope from the network and return what it leads to.
+
+        Nothing that comes in here raises: what is wrong is counted, dead-lettered, and answered
+        with a NACK only if its sender proved who it is.
+        """
+        step = Step()
+        try:
+            header = read_header(wire)
+        except MalformedEnvelope:
+            self._count("malformed")
+            return step
+        if header.net != self.codec.net or header.to not in (self.me, "*"):
+            self._count("misaddressed")
+            return step
+        if header.sender == self.me:
+            return step
+        if header.id in self._seen:
+            self._again(header, step, now_ms=now_ms)
+            return step
+        verified = False
+        try:
+            check_times(header, now_ms=now_ms)
+            self._admit(header)
+            self.codec.authenticate(wire, header)
+            verified = True
+            self._remember(header)
+            self._route(header, step, now_ms=now_ms)
+        except BadSignature:
+            self._count("bad_signature")
+        except RemoteProtocolError as error:
+            refusal = (
+                error if isinstance(error, Refused) else Refused("wrong_state", str(error)[:200])
+            )
+            self._refuse(header, refusal, step, verified=verified, now_ms=now_ms)
+        except LocalProtocolError as error:
+            # Our own answer was not allowed any more, say because a deadline had just passed.
+            self._count("late_move")
+            self._bury(header, str(error), now_ms=now_ms)
+        return step
+
+    def _admit(self, header: Header) -> None:
+        """Refuse, before the costly signature check, what cannot be meant for us."""
+        if header.kind in ("request", "describe"):
+            if self.seller is None:
+                raise Refused("unsupported", "this agent sells nothing")
+            if len(self.threads) >= THREADS_MAX:
+                raise Refused("capacity", "too many open threads")
+        elif header.to == "*":
+            raise Refused("malformed", f"{header.kind} is not for everybody")
+
+    def _remember(self, header: Header) -> None:
+        self._seen[header.id] = header.expires_ms + 2 * CLOCK_SKEW_MAX_MS
+        if len(self._seen) > SEEN_MAX:
+            self._seen.popitem(last=False)
+
+    def _again(self, header: Header, step: Step, *, now_ms: int) -> None:
+        """Answer a repetition with the very bytes of the first answer, if there are any."""
+        self._count("repeated")
+        answer = self._answers.get(header.id)
+        if answer is not None and answer[0] == header.sender:
+            step.effects.append(Transmit(header.sender, answer[1]))
+        elif header.kind in AWAITED or header.kind in ("piece", "evidence"):
+            if header.id in self._seen and header.id not in self._acks:
+                self._acks[header.id] = (now_ms, header)
+
+    def _route(self, header: Header, step: Step, *, now_ms: int) -> None:
+        if header.kind == "request":
+            if self.seller is not None:
+                request = open_body(header, header.body.encode()).body
+                if isinstance(request, Request):
+                    self.seller.requested(header, request, step, now_ms=now_ms)
+            return
+        if header.kind == "describe":
+            self._describe(header, step, now_ms=now_ms)
+            return
+        if header.kind in ("ack", "nack", "description"):
+            self._answered_plain(header, step, now_ms=now_ms)
+            return
+        if header.kind == "piece":
+            self._piece(header, step, now_ms=now_ms)
+            return
+        if header.kind == "evidence":
+            self._take(header, self.codec.unseal(header, self.inbox_secret), step, now_ms=now_ms)
+            return
+        thread = self._thread_for(header, now_ms=now_ms)
+        self._take(header, self.codec.unseal(header, thread.secret), step, now_ms=now_ms)
+
+    def _thread_for(self, header: Header, *, now_ms: int) -> Thread:
+        thread = self.threads.get(header.deal)
+        if thread is None and header.kind == "offer" and self.buyer is not None:
+            thread = self.buyer.offered(header, now_ms=now_ms)
+            if thread is not None and thread_id(thread.request_id, header.sender) != header.deal:
+                raise Refused("unknown_deal", "the thread's id does not follow from its request")
+        if thread is None:
+            raise Refused("unknown_deal", header.deal)
+        if thread.counterparty != header.sender:
+            raise Refused("unknown_deal", "you are not a side of this thread")
+        return thread
+
+    def _take(self, header: Header, plain: bytes, step: Step, *, now_ms: int) -> None:
+        """Handle a message whose body is open: move the thread, journal it, react."""
+        message = open_body(header, plain)
+        self._outbox.answered(message.re)
+        if isinstance(message.body, Evidence):
+            if self.on_evidence is None:
+                raise Refused("unsupported", "this agent is no arbiter")
+            self.on_evidence(message, message.body)
+            self._acks[header.id] = (now_ms, header)
+            return
+        thread = self._thread_for(header, now_ms=now_ms)
+        if header.kind == "accept" and self.seller is not None:
+            reason = self.seller.unable(thread, now_ms=now_ms)
+            if reason:
+                raise Refused(reason)
+        moved = receive(thread, message, now_ms=now_ms, verify=self.verify)
+        first = thread.deal not in self.threads
+        self._put(moved)
+        if first:
+            self._record_thread(moved, step, now_ms=now_ms)
+        self._record(step, moved, "heard", message, now_ms=now_ms)
+        if message.kind in AWAITED and message.kind not in ("accept", "agreed"):
+            self._acks[header.id] = (now_ms + ACK_DELAY_MS, header)
+        step.effects.append(Notice("heard:" + message.kind, moved.deal, moved))
+        half = self.buyer if moved.side is Role.BUYER else self.seller
+        if half is not None:
+            half.heard(moved, message, step, now_ms=now_ms)
+        self._work(moved.deal, step, now_ms=now_ms)
+        self.close_if_over(moved.deal, step, now_ms=now_ms)
+
+    def _answered_plain(self, header: Header, step: Step, *, now_ms: int) -> None:
+        message = open_body(header, header.body.encode())
+        if isinstance(message.body, Description):
+            if self.on_description is not None:
+                self.on_description(message, message.body)
+            return
+        known = self._outbox.answered(message.re, by=header.sender)
+        if not isinstance(message.body, Nack):
+            return
+        self._count("nack_received")
+        sent = known.message.kind if known is not None else "message"
+        self._bury(header, f"{sent}: {message.body.reason} {message.body.detail}", now_ms=now_ms)
+        thread = self.threads.get(header.deal)
+        if thread is None or thread.counterparty != header.sender:
+            return
+        if thread.state is State.ACCEPTED and message.re == thread.accept_id:
+            self._put(receive(thread, message, now_ms=now_ms, verify=self.verify))
+            self._record(step, self.threads[thread.deal], "heard", message, now_ms=now_ms)
+            self.close_if_over(thread.deal, step, now_ms=now_ms)
+
+    def _piece(self, header: Header, step: Step, *, now_ms: int) -> None:
+        thread = self.threads.get(header.deal)
+        secret = thread.secret if thread is not None else self.inbox_secret
+        if thread is not None and thread.counterparty != header.sender:
+            raise Refused("unknown_deal", "you are not a side of this thread")
+        if thread is None and self.on_evidence is None:
+            raise Refused("unknown_deal", header.deal)
+        whole = self._pieces.add(header, self.codec.unseal(header, secret), now_ms=now_ms)
+        # An ack says that the piece is safe; the sender repeats the rest only.
+        self._acks[header.id] = (now_ms, header)
+        if whole is not None:
+            self._take(whole.header, whole.plain, step, now_ms=now_ms)
+
+    def _describe(self, header: Header, step: Step, *, now_ms: int) -> None:
+        body = open_body(header, header.body.encode()).body
+        if not isinstance(body, Describe) or self.seller is None:
+            return
+        for description in self.seller.describe(body.name):
+            plain = description.model_dump_json().encode()
+            wire = self._encode(
+                "description", self._id(), header.sender, header.deal, header.id, plain, "", now_ms
+            )
+            step.effects.append(Transmit(header.sender, wire))
+
+    def _refuse(
+        self, header: Header, refusal: Refused, step: Step, *, verified: bool, now_ms: int
+    ) -> None:
+        self._count(f"refused_{refusal.reason}")
+        if not verified:
+            return
+        self._bury(header, str(refusal), now_ms=now_ms)
+        if header.kind in ("ack", "nack", "request", "describe", "description"):
+            return
+        plain = json.dumps(
+            {"reason": refusal.reason, "detail": refusal.detail[:200], "now_ms": now_ms},
+            separators=(",", ":"),
+        ).encode()
+        wire = self._encode(
+            "nack", self._id(), header.sender, header.deal, header.id, plain, "", now_ms
+        )
+        self._keep_answer(header.id, header.sender, wire)
+        step.effects.append(Transmit(header.sender, wire))
+
+    # ---- what goes out -------------------------------------------------------------------
+
+    def say(
+        self,
+        deal: str,
+        kind: str,
+        body: dict[str, object],
+        step: Step,
+        *,
+        now_ms: int,
+        re: str = "",
+        until_ms: int = 0,
+        message_id: str = "",
+    ) -> Message:
+        """Make our own move in a thread, journal it, and send it; ``until_ms`` repeats it.
+
+        :raises LocalProtocolError: if the move is not allowed now; nothing was sent
+        """
+        thread = self.threads[deal]
+        plain = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+        parsed = parse_body(kind, plain)
+        message = self._message(thread, kind, parsed, plain, re, message_id, now_ms=now_ms)
+        moved = say(thread, message, now_ms=now_ms)
+        self._put(moved)
+        self._record(step, moved, "said", message, now_ms=now_ms, until_ms=until_ms)
+        if kind in AWAITED:
+            step.wait = True
+        self._dispatch(message, moved.their_key, until_ms, step, now_ms=now_ms)
+        step.effects.append(Notice("said:" + kind, deal, moved))
+        return message
+
+    def _message(
+        self,
+        thread: Thread,
+        kind: str,
+        body: Body,
+        plain: bytes,
+        re: str,
+        message_id: str,
+        *,
+        now_ms: int,
+    ) -> Message:
+        return Message(
+            kind=kind,
+            id=message_id or self._id(),
+            sender=self.me,
+            to=thread.counterparty,
+            deal=thread.deal,
+            re=re,
+            sent_ms=now_ms,
+            expires_ms=now_ms + ENVELOPE_LIFE_MAX_MS,
+            body=body,
+            plain=plain,
+        )
+
+    def _dispatch(
+        self, message: Message, key: str, until_ms: int, step: Step, *, now_ms: int
+    ) -> None:
+        """Send ``message`` now, and again until it is answered or ``until_ms`` passes."""
+        wires = self._outbox.send(message, key, until_ms, now_ms=now_ms)
+        step.effects.extend(Transmit(message.to, wire) for wire in wires)
+        if message.re:
+            self._acks.pop(message.re, None)
+            if len(wires) == 1:
+                self._keep_answer(message.re, message.to, wires[0])
+
+    def _encode_out(
+        self, message: Message, kind: str, id_: str, plain: bytes, key: str, **more: int
+    ) -> bytes:
+        return self._encode(kind, id_, message.to, message.deal, message.re, plain, key, **more)
+
+    def _encode(
+        self,
+        kind: str,
+        message_id: str,
+        to: str,
+        deal: str,
+        re: str,
+        plain: bytes,
+        key: str,
+        now_ms: int,
+        seq: int = 0,
+    ) -> bytes:
+        wire = self.codec.encode(
+            kind=kind,
+            message_id=message_id,
+            to=to,
+            deal=deal,
+            re=re,
+            sent_ms=now_ms,
+            expires_ms=now_ms + ENVELOPE_LIFE_MAX_MS,
+            plain=plain,
+            key=key,
+            seq=seq,
+        )
+        if len(wire) > ENVELOPE_SIZE_MAX_BYTES:
+            raise LocalProtocolError(f"{kind} makes an envelope of {len(wire)} bytes")
+        return wire
+
+    # ---- the clock and the chain -----------------------------------------------------------
+
+    def tick(self, *, now_ms: int) -> Step:
+        """Do what has become due by ``now_ms``: lapses, repetitions, acks, halves' own timers."""
+        step = Step()
+        while self._timers and self._timers[0][0] <= now_ms:
+            _, deal = heapq.heappop(self._timers)
+            thread = self.threads.get(deal)
+            if thread is None:
+                continue
+            lapsed = tick(thread, now_ms=now_ms)
+            if lapsed is not thread:
+                self._put(lapsed)
+                self._record_data(step, lapsed, "tick", b"", now_ms=now_ms)
+                self.close_if_over(deal, step, now_ms=now_ms)
+            elif (due := deadline_ms(thread)) is not None and due > now_ms:
+                heapq.heappush(self._timers, (due, deal))
+        self._repeat(step, now_ms=now_ms)
+        self._send_acks(step, now_ms=now_ms)
+        for half in (self.buyer, self.seller):
+            if half is not None:
+                half.ticked(step, now_ms=now_ms)
+        for deal in list(self._bound):
+            self._work(deal, step, now_ms=now_ms)
+        while self._seen and next(iter(self._seen.values())) < now_ms:
+            self._seen.popitem(last=False)
+        return step
+
+    def _repeat(self, step: Step, *, now_ms: int) -> None:
+        again, late = self._outbox.due(now_ms=now_ms)
+        if again:
+            self.counts["resent"] = self.counts.get("resent", 0) + len(again)
+        step.effects.extend(again)
+        for message in late:
+            letter = DeadLetter(now_ms, message.kind, message.to, "nobody answered in time")
+            self._keep_dead(letter)
+
+    def _send_acks(self, step: Step, *, now_ms: int) -> None:
+        for message_id, (due_ms, header) in list(self._acks.items()):
+            if due_ms > now_ms:
+                continue
+            del self._acks[message_id]
+            body: dict[str, object] = {"level": "taken", "signature": ""}
+            thread = self.threads.get(header.deal)
+            if header.kind == "task" and thread is not None and self.acknowledge(thread):
+                digest = ack_digest(self.domain, thread.job_id, thread.agreed_terms.work.task)
+                body["signature"] = "0x" + self.codec.sign(digest).hex()
+            plain = json.dumps(body, separators=(",", ":")).encode()
+            wire = self._encode(
+                "ack", self._id(), header.sender, header.deal, message_id, plain, "", now_ms
+            )
+            self._keep_answer(message_id, header.sender, wire)
+            step.effects.append(Transmit(header.sender, wire))
+            # What an ack vouches for is journalled in an earlier group, or in this one.
+            step.wait = True
+
+    def next_ms(self) -> int | None:
+        """Return when ``tick`` should be called next, or None if nothing is due."""
+        times = [due for due, _ in self._acks.values()]
+        times += [self._timers[0][0]] if self._timers else []
+        times += [at for at in self._retry.values() if at < NEVER_MS]
+        sources = (self._outbox, self.buyer, self.seller)
+        more = [source.next_ms() for source in sources if source is not None]
+        times += [due for due in more if due is not None]
+        return min(times) if times else None
+
+    def watched(self) -> list[bytes]:
+        """Return the ids of the deals whose place on chain matters now."""
+        return [self.threads[deal].job_id for deal in self._bound]
+
+    def look(self, views: dict[bytes, JobView], *, head: Head, depth_s: int, now_ms: int) -> Step:
+        """Take what the chain says of our deals, and do what follows from it.
+
+        ``head`` is the newest block; ``depth_s`` the time of the block at which ``views`` stand.
+        """
+        step = Step()
+        self.head = head
+        for job_id, view in views.items():
+            thread = self.threads.get(self.jobs.get(job_id, ""))
+            if thread is None:
+                continue
+            seen = see(thread, view, chain_s=depth_s, now_ms=now_ms)
+            if seen is not thread:
+                self._put(seen)
+                data = view_to_json(view, depth_s)
+                self._record_data(step, seen, "saw", data, now_ms=now_ms)
+                if seen.state is not thread.state:
+                    step.effects.append(Notice("chain:" + seen.state, seen.deal, seen))
+        for deal in list(self._bound):
+            self._work(deal, step, now_ms=now_ms)
+            self.close_if_over(deal, step, now_ms=now_ms)
+        for job_id in views:
+            self.close_if_over(self.jobs.get(job_id, ""), step, now_ms=now_ms)
+        return step
+
+    # ---- what the owner's code says --------------------------------------------------------
+
+    def work_done(
+        self,
+        deal: str,
+        *,
+        result: str,
+        to_seller_units: int,
+        usage: dict[str, int],
+        salt: bytes,
+        now_ms: int,
+    ) -> Step:
+        """Take the seller's result: sign for it, send it until it is answered."""
+        step = Step()
+        thread = self.threads.get(deal)
+        if thread is None or thread.result is not None or thread.state is not State.LOCKED:
+            return step
+        deliverable = commitment(salt, result.encode())
+        digest = settlement_digest(self.domain, thread.job_id, deliverable, to_seller_units)
+        terms = thread.agreed_terms
+        body: dict[str, object] = {
+            "salt": "0x" + salt.hex(),
+            "result": result,
+            "to_seller_units": str(to_seller_units),
+            "usage": usage,
+            "signature": "0x" + self.codec.sign(digest).hex(),
+        }
+        until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
+        self.say(deal, "result", body, step, now_ms=now_ms, re=thread.task_id, until_ms=until_ms)
+        self._work(deal, step, now_ms=now_ms)
+        return step
+
+    def work_failed(self, deal: str, why: str, *, now_ms: int) -> Step:
+        """Take the seller's failure: it declines, and the buyer has all of its money back."""
+        step = Step()
+        thread = self.threads.get(deal)
+        if thread is None or thread.result is not None:
+            return step
+        self._put(fail(thread, why))
+        self._record_data(step, thread, "failed", why.encode(), now_ms=now_ms)
+        self._work(deal, step, now_ms=now_ms)
+        return step
+
+    def checked(self, deal: str, verdict: str, *, now_ms: int) -> Step:
+        """Take the buyer's finding on a result: ``good``, or what is wrong with it."""
+        step = Step()
+        thread = self.threads.get(deal)
+        if thread is None or thread.verdict:
+            return step
+        self._put(judge(thread, verdict))
+        self._record_data(step, thread, "judged", verdict.encode(), now_ms=now_ms)
+        step.wait = True
+        if verdict != "good":
+            step.effects.append(Notice("bad_result", deal, self.threads[deal], verdict))
+        self._work(deal, step, now_ms=now_ms)
+        return step
+
+    def call_ended(self, effect_id: str, error: str, *, retry_ms: int, now_ms: int) -> Step:
+        """Take the end of a call to the chain; it is made again while it is still owed.
+
+        A call that went through stays out until the chain shows it at the depth we trust.
+        """
+        step = Step()
+        self._retry[effect_id] = now_ms + retry_ms
+        if error:
+            self._count("chain_errors")
+            step.effects.append(Notice("chain_error", effect_id.split(":", 1)[0], detail=error))
+        return step
+
+    def _work(self, deal: str, step: Step, *, now_ms: int) -> None:
+        """Perform what the thread's holder owes now, each duty once until it is due again."""
+        for _ in range(DUTY_ROUNDS_MAX):  # What is said may bring about the next duty.
+            thread = self.threads.get(deal)
+            if thread is None or deal not in self._bound:
+                return
+            owed = duties(thread, now_ms=now_ms, chain_s=self.head.time_s, margins=self.margins)
+            if not any([self._perform(thread, duty, step, now_ms=now_ms) for duty in owed]):
+                return
+
+    def _perform(self, thread: Thread, duty: Duty, step: Step, *, now_ms: int) -> bool:
+        """Do one duty; return whether it moved the thread."""
+        effect_id = f"{thread.deal}:{duty.name}"
+        if self._retry.get(effect_id, 0) > now_ms:
+            return False
+        self._retry[effect_id] = NEVER_MS
+        if duty.call is not None:
+            step.wait = True
+            step.effects.append(OnChain(effect_id, thread.deal, duty.call))
+            return False
+        match duty.name:
+            case "work":
+                step.wait = True
+                step.effects.append(DoWork(thread.deal))
+            case "check":
+                step.effects.append(DoCheck(thread.deal))
+            case "say:task" if self.buyer is not None:
+                self.buyer.send_task(thread, step, now_ms=now_ms)
+                return True
+            case "say:settle":
+                self._say_settle(thread, step, now_ms=now_ms)
+                return True
+            case "say:evidence":
+                step.effects.append(Notice("evidence", thread.deal, thread))
+        return False
+
+    def _say_settle(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        terms, result = thread.agreed_terms, thread.result
+        if result is None:
+            raise LocalProtocolError("nothing to settle")
+        units = int(result.to_seller_units)
+        digest = settlement_digest(self.domain, thread.job_id, thread.deliverable, units)
+        body: dict[str, object] = {
+            "deliverable": "0x" + thread.deliverable.hex(),
+            "to_seller_units": str(units),
+            "signature": "0x" + self.codec.sign(digest).hex(),
+        }
+        until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
+        self.say(
+            thread.deal, "settle", body, step, now_ms=now_ms, re=thread.result_id, until_ms=until_ms
+        )
+
+    # ---- memory ------------------------------------------------------------------------------
+
+    def open_thread(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        """Begin a thread, as a seller does with its first offer."""
+        self._put(thread)
+        self._record_thread(thread, step, now_ms=now_ms)
+
+    def _put(self, thread: Thread) -> None:
+        self.threads[thread.deal] = thread
+        if thread.job_id:
+            self.jobs[thread.job_id] = thread.deal
+        if thread.state in BOUND:
+            self._bound[thread.deal] = None
+        else:
+            self._bound.pop(thread.deal, None)
+            due = deadline_ms(thread)
+            if due is not None:
+                heapq.heappush(self._timers, (due, thread.deal))
+
+    def bound(self) -> list[str]:
+        """Return the ids of the deals that both have signed and that are not over."""
+        return list(self._bound)
+
+    def close_if_over(self, deal: str, step: Step, *, now_ms: int) -> None:
+        """Take a thread that is over out of memory, and write its summary."""
+        thread = self.threads.get(deal)
+        if thread is None or not thread.over:
+            return
+        del self.threads[deal]
+        self.jobs.pop(thread.job_id, None)
+        self._bound.pop(deal, None)
+        for effect_id in [e for e in self._retry if e.startswith(deal)]:
+            del self._retry[effect_id]
+        self._outbox.drop_deal(deal)
+        step.closed.append((deal, summary(thread)))
+        half = self.buyer if thread.side is Role.BUYER else self.seller
+        if half is not None:
+            half.ended(thread, step, now_ms=now_ms)
+        step.effects.append(Notice("ended", deal, thread))
+
+    def _record_thread(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        data = json.dumps(
+            {
+                "side": thread.side,
+                "counterparty": thread.counterparty,
+                "request_id": thread.request_id,
+                "request": thread.request.model_dump_json(),
+                "secret": thread.secret.hex(),
+                "their_key": thread.their_key,
+            }
+        ).encode()
+        self._record_data(step, thread, "thread", data, now_ms=now_ms)
+
+    def _record(
+        self,
+        step: Step,
+        thread: Thread,
+        kind: str,
+        message: Message,
+        *,
+        now_ms: int,
+        until_ms: int = 0,
+    ) -> None:
+        data = json.dumps(
+            {
+                "kind": message.kind,
+                "id": message.id,
+                "re": message.re,
+                "sent_ms": message.sent_ms,
+                "expires_ms": message.expires_ms,
+                "until_ms": until_ms,
+                "plain": message.plain.decode(),
+            },
+            separators=(",", ":"),
+            ensure_ascii=False,
+        ).encode()
+        self._record_data(step, thread, kind, data, now_ms=now_ms)
+
+    def _record_data(
+        self, step: Step, thread: Thread, kind: str, data: bytes, *, now_ms: int
+    ) -> None:
+        step.records.append(Record(self.me, thread.deal, kind, now_ms, data))
+
+    def replay(self, records: Iterable[Record], *, now_ms: int) -> None:
+        """Fold the journal: after this the desk stands where it stood when it was killed.
+
+        What was said and not answered is sent again; what the chain or the handler owed is
+        derived anew by ``tick`` and ``look``.
+        """
+        for record in records:
+            if record.kind == "thread":
+                self._put(thread_from_json(record, self.me, self.domain))
+                continue
+            thread = self.threads.get(record.deal)
+            if thread is None:
+                continue
+            match record.kind:
+                case "said" | "heard":
+                    self._replay_message(thread, record, now_ms=now_ms)
+                case "saw":
+                    view, chain_s = view_from_json(record.data)
+                    self._put(see(thread, view, chain_s=chain_s, now_ms=record.at_ms))
+                case "tick":
+                    self._put(tick(thread, now_ms=record.at_ms))
+                case "judged":
+                    self._put(judge(thread, record.data.decode()))
+                case "failed":
+                    self._put(fail(thread, record.data.decode()))
+
+    def _replay_message(self, thread: Thread, record: Record, *, now_ms: int) -> None:
+        row = json.loads(record.data)
+        ours = record.kind == "said"
+        plain = row["plain"].encode()
+        message = Message(
+            kind=row["kind"],
+            id=row["id"],
+            sender=self.me if ours else thread.counterparty,
+            to=thread.counterparty if ours else self.me,
+            deal=thread.deal,
+            re=row["re"],
+            sent_ms=row["sent_ms"],
+            expires_ms=row["expires_ms"],
+            body=parse_body(row["kind"], plain),
+            plain=plain,
+        )
+        if ours:
+            moved = say(thread, message, now_ms=record.at_ms)
+            self._put(moved)
+            again = Step()
+            self._dispatch(message, moved.their_key, row["until_ms"], again, now_ms=now_ms)
+            return
+        self._seen[message.id] = now_ms + ENVELOPE_LIFE_MAX_MS
+        self._outbox.answered(message.re)
+        self._put(receive(thread, message, now_ms=record.at_ms, verify=lambda *_: None))
+
+    def _keep_answer(self, message_id: str, to: str, wire: bytes) -> None:
+        self._answers[message_id] = (to, wire)
+        if len(self._answers) > ANSWERS_MAX:
+            self._answers.popitem(last=False)
+
+    def _id(self) -> str:
+        return self.chance.take(16).hex()
+
+    def _count(self, name: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _bury(self, header: Header, reason: str, *, now_ms: int) -> None:
+        self._keep_dead(DeadLetter(now_ms, header.kind, header.sender, reason))
+
+    def _keep_dead(self, letter: DeadLetter) -> None:
+        self.dead.append(letter)
+        del self.dead[:-DEAD_LETTERS_MAX]

@@ -1,0 +1,88 @@
+"""How a deal is written down: its records in the journal, and the summary when it is over."""
+
+from __future__ import annotations
+
+import json
+
+from coase.protocol.messages import Request
+from coase.protocol.session import Thread
+from coase.protocol.states import Role
+from coase.protocol.terms import Domain
+from coase.protocol.types import How, JobView, Phase
+
+from .ports import Record
+
+
+def summary(thread: Thread) -> bytes:
+    """Return what is kept of a deal that is over, as JSON."""
+    terms = thread.terms
+    return json.dumps(
+        {
+            "deal": thread.deal,
+            "side": thread.side,
+            "counterparty": thread.counterparty,
+            "request": thread.request_id,
+            "capability": thread.request.capability,
+            "job_id": thread.job_id.hex(),
+            "state": thread.state,
+            "why": thread.why,
+            "price_units": terms.price_units if terms is not None else 0,
+            "arbiter": terms.arbiter if terms is not None else "",
+            "to_seller_units": thread.view.to_seller_units,
+            "to_buyer_units": thread.view.to_buyer_units,
+            "how": thread.view.how.name.lower(),
+            "usage": thread.result.usage if thread.result is not None else {},
+            "result": thread.result.result if thread.result is not None else "",
+            "verdict": thread.verdict,
+            "history": [
+                [e.at_ms, e.state, e.role, e.move, e.price_units, e.tx_hash] for e in thread.history
+            ],
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+    ).encode()
+
+
+def view_to_json(view: JobView, depth_s: int) -> bytes:
+    return json.dumps(
+        [
+            int(view.phase),
+            view.clock_s,
+            view.deliverable.hex(),
+            int(view.how),
+            str(view.to_seller_units),
+            str(view.to_buyer_units),
+            view.tx_hash,
+            depth_s,
+        ]
+    ).encode()
+
+
+def view_from_json(data: bytes) -> tuple[JobView, int]:
+    phase, clock_s, deliverable, how, to_seller, to_buyer, tx_hash, depth_s = json.loads(data)
+    view = JobView(
+        phase=Phase(phase),
+        clock_s=clock_s,
+        deliverable=bytes.fromhex(deliverable),
+        how=How(how),
+        to_seller_units=int(to_seller),
+        to_buyer_units=int(to_buyer),
+        tx_hash=tx_hash,
+    )
+    return view, depth_s
+
+
+def thread_from_json(record: Record, holder: str, domain: Domain) -> Thread:
+    row = json.loads(record.data)
+    return Thread(
+        deal=record.deal,
+        side=Role(row["side"]),
+        holder=holder,
+        counterparty=row["counterparty"],
+        request_id=row["request_id"],
+        request=Request.model_validate_json(row["request"]),
+        domain=domain,
+        secret=bytes.fromhex(row["secret"]),
+        their_key=row["their_key"],
+        opened_ms=record.at_ms,
+    )

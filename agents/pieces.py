@@ -1,0 +1,156 @@
+"""Bodies too large for one envelope: cut into pieces, put together again.
+
+A piece is an envelope of kind ``piece`` whose sealed bytes are a small JSON head, a line feed
+and a slice of the body. All pieces carry the hash of the whole body, so that they cannot be
+mixed, and each is acknowledged for itself, so that only what was lost is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import ValidationError
+
+from coase.protocol.envelope import Message
+from coase.protocol.errors import LocalProtocolError, Refused
+from coase.protocol.identity import keccak256
+from coase.protocol.messages import (
+    BODY_INLINE_MAX_BYTES,
+    BODY_SIZE_MAX_BYTES,
+    PIECE_SIZE_MAX_BYTES,
+    Header,
+    Piece,
+)
+
+PARTIAL_MAX: Final = 64  # Bodies being put together at one time; the oldest gives way.
+PARTIAL_MAX_BYTES: Final = 2 * BODY_SIZE_MAX_BYTES
+PARTIAL_AGE_MAX_MS: Final = 600_000
+_HEAD_MAX_BYTES: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One piece, ready to be sealed."""
+
+    id: str
+    seq: int
+    plain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A body put together, with the header that a single envelope would have had."""
+
+    header: Header
+    plain: bytes
+
+
+def split(message: Message) -> list[Slice] | None:
+    """Return the pieces of ``message``, or None if it fits one envelope.
+
+    :raises LocalProtocolError: if the body is larger than all pieces together may be
+    """
+    plain = message.plain
+    if len(plain) <= BODY_INLINE_MAX_BYTES:
+        return None
+    if len(plain) > BODY_SIZE_MAX_BYTES:
+        raise LocalProtocolError(
+            f"the body of {message.kind} has {len(plain)} bytes; {BODY_SIZE_MAX_BYTES} are allowed"
+        )
+    room = PIECE_SIZE_MAX_BYTES - _HEAD_MAX_BYTES
+    count = -(-len(plain) // room)
+    content = keccak256(plain)
+    head = json.dumps(
+        {
+            "message": message.id,
+            "kind": message.kind,
+            "count": count,
+            "content": "0x" + content.hex(),
+        },
+        separators=(",", ":"),
+    ).encode()
+    return [
+        Slice(
+            id=piece_id(message.id, seq),
+            seq=seq,
+            plain=head + b"\n" + plain[seq * room : (seq + 1) * room],
+        )
+        for seq in range(count)
+    ]
+
+
+def piece_id(message_id: str, seq: int) -> str:
+    """Return the id of one piece: the same each time, so that a repetition is known as such."""
+    return keccak256(b"coase/piece/v1\0" + bytes.fromhex(message_id) + seq.to_bytes(4, "big"))[
+        :16
+    ].hex()
+
+
+@dataclass(slots=True)
+class _Partial:
+    kind: str
+    count: int
+    started_ms: int
+    slices: dict[int, bytes] = field(default_factory=dict)
+    size: int = 0
+
+
+class Pieces:
+    """Puts bodies together. Bounded in number, size and age, whatever comes in."""
+
+    def __init__(self) -> None:
+        self._partial: dict[tuple[str, str, bytes], _Partial] = {}
+
+    def add(self, header: Header, plain: bytes, *, now_ms: int) -> Whole | None:
+        """Take one piece; return the whole message once the last one is there.
+
+        :raises Refused: ``malformed`` or ``too_large``
+        """
+        head, _, data = plain.partition(b"\n")
+        try:
+            piece = Piece.model_validate_json(head)
+        except ValidationError:
+            raise Refused("malformed", "the head of a piece") from None
+        if header.seq >= piece.count or len(data) > PIECE_SIZE_MAX_BYTES:
+            raise Refused("malformed", "a piece beyond its count or size")
+        content = bytes.fromhex(piece.content[2:])
+        key = (header.sender, header.deal, content)
+        partial = self._partial.get(key)
+        if partial is None:
+            self._make_room(now_ms=now_ms)
+            partial = self._partial[key] = _Partial(piece.kind, piece.count, now_ms)
+        if (partial.kind, partial.count) != (piece.kind, piece.count):
+            raise Refused("malformed", "pieces of one body that disagree")
+        if header.seq not in partial.slices:
+            partial.slices[header.seq] = data
+            partial.size += len(data)
+        if self._size() > PARTIAL_MAX_BYTES:
+            del self._partial[key]
+            raise Refused("too_large", "too many unfinished bodies")
+        if len(partial.slices) < partial.count:
+            return None
+        del self._partial[key]
+        body = b"".join(partial.slices[seq] for seq in range(partial.count))
+        if keccak256(body) != content:
+            raise Refused("malformed", "the pieces are not the body that they announced")
+        # It goes on under the message's own id: that is what its sender waits to see answered.
+        whole = header.model_copy(
+            update={"kind": partial.kind, "id": piece.message, "seq": 0, "body": ""}
+        )
+        return Whole(whole, body)
+
+    def _size(self) -> int:
+        return sum(partial.size for partial in self._partial.values())
+
+    def _make_room(self, *, now_ms: int) -> None:
+        old = [
+            key
+            for key, partial in self._partial.items()
+            if now_ms - partial.started_ms > PARTIAL_AGE_MAX_MS
+        ]
+        for key in old:
+            del self._partial[key]
+        while len(self._partial) >= PARTIAL_MAX:
+            del self._partial[next(iter(self._partial))]

@@ -1,0 +1,278 @@
+"""The selling half of a desk: what is offered, at what terms, and who gets the capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from coase.protocol.envelope import Message
+from coase.protocol.messages import (
+    Accept,
+    Counter,
+    Description,
+    Header,
+    Request,
+    canonical_json,
+    capability_id,
+    schemas_hash,
+    terms_to_wire,
+    thread_id,
+)
+from coase.protocol.session import Thread
+from coase.protocol.states import Role, State
+from coase.protocol.terms import Terms, Work
+from coase.protocol.types import ZERO_ADDRESS
+
+from .desk import Desk
+from .steps import Notice, Step
+
+OFFER_VALID_MS: Final = 10_000
+LOCK_WITHIN_S: Final = 30  # Capacity is held until then, so it is short.
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a seller would do a request for; prices are units of the asset.
+
+    ``price_units`` is what is locked at most; metered work names its prices in ``metered``.
+    """
+
+    price_units: int
+    deliver_within_s: int
+    quality: int = 50
+    model: str = ""
+    verification: str = "schema"
+    pricing: str = "fixed"
+    metered: Mapping[str, int] = field(default_factory=dict)
+
+
+class SellerStrategy(Protocol):
+    """Decides what to ask for; the desk makes terms of it."""
+
+    def quote(self, request: Request, buyer: str, *, load: int, now_ms: int) -> Quote | None:
+        """Return the opening quote for ``request``, or None not to bid."""
+
+    def answer(self, thread: Thread, *, now_ms: int) -> Quote | None:
+        """Return the quote that answers the buyer's counter-offer, or None to walk away.
+
+        A quote equal to the counter-offer says yes to it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How long each side has to act on chain, and the bond of a dispute, in the seller's terms."""
+
+    dispute_s: int = 20
+    answer_s: int = 20
+    rule_s: int = 20
+    bond_permille: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Ware:
+    """One capability that an agent sells."""
+
+    name: str
+    input_schema: Mapping[str, object]
+    output_schema: Mapping[str, object]
+    strategy: SellerStrategy
+    price_text: str = ""
+    about: str = ""
+    capacity: int = 8
+    windows: Windows = Windows()
+
+    @property
+    def schemas(self) -> bytes:
+        """The hash of both schemas."""
+        return schemas_hash(self.input_schema, self.output_schema)
+
+    @property
+    def capability(self) -> str:
+        """The capability's id."""
+        return capability_id(self.name, self.schemas)
+
+
+class SellerDesk:
+    """Answers requests with offers, counter-offers with strategy, and accepts with a signature."""
+
+    def __init__(
+        self, desk: Desk, *, agent: str, arbiters: tuple[str, ...] = (), inbox_key: str = ""
+    ) -> None:
+        self.desk, self.agent, self.arbiters = desk, agent, arbiters
+        self.inbox_key = inbox_key
+        self.wares: dict[str, Ware] = {}
+        self._requests: dict[str, str] = {}
+
+    def sell(self, ware: Ware) -> None:
+        """Add a ware."""
+        self.wares[ware.capability] = ware
+
+    def load(self, capability: str) -> int:
+        """Return how many deals of ``capability`` are bound and not yet delivered."""
+        return sum(
+            1
+            for deal in self.desk.bound()
+            if (thread := self.desk.threads[deal]).side is Role.SELLER
+            and thread.request.capability == capability
+            and thread.state in (State.AGREED, State.LOCKED)
+            and thread.result is None
+        )
+
+    def requested(self, header: Header, request: Request, step: Step, *, now_ms: int) -> None:
+        """Offer terms if the request fits what we sell, whom we trust and what we can carry."""
+        ware = self.wares.get(request.capability)
+        domain = self.desk.domain
+        if (
+            ware is None
+            or request.schemas[2:] != ware.schemas.hex()
+            or (request.chain_id, request.escrow) != (domain.chain_id, domain.contract)
+            or request.asset != self.desk.asset.token
+            or "escrow" not in request.settlements
+            or request.reply_by_ms <= now_ms
+        ):
+            return
+        load = self.load(ware.capability)
+        if load >= ware.capacity:
+            step.effects.append(Notice("no_capacity", header.id))
+            return
+        quote = ware.strategy.quote(request, header.sender, load=load, now_ms=now_ms)
+        if quote is None or quote.verification not in request.verifications:
+            return
+        deal = thread_id(header.id, self.desk.me)
+        if deal in self.desk.threads:
+            return
+        secret = self.desk.chance.take(32)
+        thread = Thread(
+            deal=deal,
+            side=Role.SELLER,
+            holder=self.desk.me,
+            counterparty=header.sender,
+            request_id=header.id,
+            request=request,
+            domain=domain,
+            secret=secret,
+            their_key=request.key,
+            opened_ms=now_ms,
+        )
+        nonce = int.from_bytes(self.desk.chance.take(8), "big")
+        self.desk.open_thread(thread, step, now_ms=now_ms)
+        self._offer(thread, ware, quote, nonce, "", step, now_ms=now_ms)
+
+    def _offer(
+        self,
+        thread: Thread,
+        ware: Ware,
+        quote: Quote,
+        nonce: int,
+        answers: str,
+        step: Step,
+        *,
+        now_ms: int,
+    ) -> None:
+        terms = self._terms(thread, ware, quote, nonce, now_ms=now_ms)
+        body: dict[str, object] = {
+            "request": thread.request_id,
+            "answers": answers,
+            "terms": terms_to_wire(terms),
+            "valid_until_ms": now_ms + OFFER_VALID_MS,
+            "key": self.desk.codec.public_key(thread.secret),
+        }
+        re = answers or thread.request_id
+        self.desk.say(thread.deal, "offer", body, step, now_ms=now_ms, re=re)
+
+    def _terms(self, thread: Thread, ware: Ware, quote: Quote, nonce: int, *, now_ms: int) -> Terms:
+        request, windows = thread.request, ware.windows
+        arbiter = next((a for a in self.arbiters if a in request.arbiters), ZERO_ADDRESS)
+        arbitrated = arbiter != ZERO_ADDRESS
+        lock_by_s = now_ms // 1000 + LOCK_WITHIN_S
+        price = quote.price_units
+        metered = quote.metered
+        return Terms(
+            buyer=thread.counterparty,
+            seller=self.desk.me,
+            asset=request.asset,
+            price_units=price,
+            arbiter=arbiter,
+            bond_units=price * windows.bond_permille // 1000 if arbitrated else 0,
+            default_to_seller_units=price // 2,
+            lock_by_s=lock_by_s,
+            # A shorter lock is the buyer's affair; the work's own time is what was promised.
+            deliver_by_s=lock_by_s + quote.deliver_within_s,
+            dispute_s=windows.dispute_s,
+            answer_s=windows.answer_s if arbitrated else 0,
+            rule_s=windows.rule_s if arbitrated else 0,
+            nonce=nonce,
+            work=Work(
+                capability=ware.capability,
+                schemas=ware.schemas,
+                task=bytes.fromhex(request.task[2:]),
+                pricing=quote.pricing,
+                input_price_units=metered.get("input", 0),
+                cached_input_price_units=metered.get("cached_input", 0),
+                output_price_units=metered.get("output", 0),
+                second_price_units=metered.get("second", 0),
+                input_max=request.input_max,
+                output_max=request.output_max,
+                quality=quote.quality,
+                model=quote.model,
+                verification=quote.verification,
+                settlement="escrow",
+            ),
+        )
+
+    def unable(self, thread: Thread, *, now_ms: int) -> str:
+        """Return the NACK reason if ``thread`` cannot be agreed now, else nothing."""
+        if now_ms >= thread.valid_until_ms:
+            return "expired"
+        ware = self.wares.get(thread.request.capability)
+        if ware is None or self.load(ware.capability) >= ware.capacity:
+            return "capacity"
+        return ""
+
+    def heard(self, thread: Thread, message: Message, step: Step, *, now_ms: int) -> None:
+        """Answer a counter-offer with an offer, and an accept with our signature."""
+        body = message.body
+        if isinstance(body, Accept):
+            signature = self.desk.codec.sign(thread.job_id)
+            agreed: dict[str, object] = {
+                "terms_digest": "0x" + thread.job_id.hex(),
+                "signature": "0x" + signature.hex(),
+            }
+            self.desk.say(thread.deal, "agreed", agreed, step, now_ms=now_ms, re=message.id)
+        elif isinstance(body, Counter):
+            ware = self.wares.get(thread.request.capability)
+            quote = ware.strategy.answer(thread, now_ms=now_ms) if ware is not None else None
+            if ware is None or quote is None:
+                no: dict[str, object] = {"proposal": message.id, "reason": "too far apart"}
+                self.desk.say(thread.deal, "reject", no, step, now_ms=now_ms, re=message.id)
+                return
+            nonce = thread.agreed_terms.nonce
+            self._offer(thread, ware, quote, nonce, message.id, step, now_ms=now_ms)
+
+    def ticked(self, step: Step, *, now_ms: int) -> None:
+        """Nothing: a seller's deadlines are its threads'."""
+
+    def ended(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        """Nothing: capacity is counted from the threads that are open."""
+
+    def next_ms(self) -> int | None:
+        """Return None: a seller has no timers of its own."""
+        return None
+
+    def describe(self, name: str) -> list[Description]:
+        """Return what is sold under ``name``; everything for an empty name."""
+        return [
+            Description(
+                agent=self.agent[:128],
+                capability=ware.capability,
+                input_schema=canonical_json(ware.input_schema),
+                output_schema=canonical_json(ware.output_schema),
+                price=ware.price_text[:200],
+                about=ware.about[:200],
+                key=self.inbox_key,
+            )
+            for ware in self.wares.values()
+            if name in ("", ware.name, ware.capability)
+        ]

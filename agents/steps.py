@@ -1,0 +1,134 @@
+"""What a desk gives back: effects as data, steps, and the halves that plug into a desk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from coase.protocol.effects import Call
+from coase.protocol.envelope import Message
+from coase.protocol.messages import Description, Header, Request
+from coase.protocol.session import Thread
+from coase.protocol.types import AgentId
+
+from .ports import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Send an envelope to one inbox."""
+
+    to: AgentId
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send a request to the sellers of a capability in one shard."""
+
+    capability: str
+    wire: bytes
+    level: int
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class OnChain:
+    """Send a call to the escrow. The same id is the same call."""
+
+    effect_id: str
+    deal: str
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class DoWork:
+    """Run the seller's handler on the task of a deal."""
+
+    deal: str
+
+
+@dataclass(frozen=True, slots=True)
+class DoCheck:
+    """Run the buyer's check on the result of a deal."""
+
+    deal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that people, or a waiting call, may want to know."""
+
+    kind: str
+    deal: str
+    thread: Thread | None = None
+    detail: str = ""
+
+
+Effect = Transmit | Publish | OnChain | DoWork | DoCheck | Notice
+
+
+@dataclass(slots=True)
+class Step:
+    """What one input led to: records first, effects when they are durable.
+
+    ``wait`` says whether the effects must wait for the disk at all.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    wait: bool = False
+    closed: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.records or self.effects or self.closed)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be delivered or handled, and why."""
+
+    at_ms: int
+    kind: str
+    counterparty: str
+    reason: str
+
+
+class Half(Protocol):
+    """What a buying or a selling half of an agent adds to its desk."""
+
+    def heard(self, thread: Thread, message: Message, step: Step, *, now_ms: int) -> None:
+        """React to a message that moved ``thread``."""
+
+    def ticked(self, step: Step, *, now_ms: int) -> None:
+        """React to the clock."""
+
+    def ended(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        """React to the end of a thread."""
+
+    def next_ms(self) -> int | None:
+        """Return when the half wants to be ticked next, or None."""
+
+
+class Seller(Half, Protocol):
+    """The selling half."""
+
+    def requested(self, header: Header, request: Request, step: Step, *, now_ms: int) -> None:
+        """React to a request for something that the agent sells."""
+
+    def describe(self, name: str) -> list[Description]:
+        """Return what the agent sells under ``name``; everything for an empty name."""
+
+    def unable(self, thread: Thread, *, now_ms: int) -> str:
+        """Return the NACK reason if ``thread`` cannot be agreed now, else nothing."""
+
+
+class Buyer(Half, Protocol):
+    """The buying half."""
+
+    def offered(self, header: Header, *, now_ms: int) -> Thread | None:
+        """Return a new thread for a first offer to a request of ours, or None."""
+
+    def send_task(self, thread: Thread, step: Step, *, now_ms: int) -> None:
+        """Send the task of a locked deal to the seller who won it."""
