@@ -1,0 +1,113 @@
+#!/usr/bin/env node
+// Plants one fault at a time in a copy of the sources and looks whether the tests find it.
+//
+//   scripts/mutants.js            every fault, all tests
+//   scripts/mutants.js --walks    only those that the random walks must find, by the walks alone
+//   scripts/mutants.js NAME...    these
+//
+// Takes minutes, so check.sh leaves it out. Run it after every change of the rules or of the tests.
+"use strict";
+
+const { spawnSync } = require("child_process");
+const fs = require("fs");
+const os = require("os");
+const path = require("path");
+
+const ROOT = path.join(__dirname, "..");
+const FORGE = path.join(ROOT, "node_modules", ".bin", "forge");
+const KERNEL = "src/ERC8183Kernel.sol";
+const EVALUATOR = "src/OptimisticEvaluator.sol";
+
+// name, file, what stands there, what the fault makes of it, whether the walks must find it
+const FAULTS = [
+  ["expiry pays the buyer", EVALUATOR,
+    "if (block.timestamp <= limit) revert TooEarly(id, limit);",
+    "if (block.timestamp <= limit) revert TooEarly(id, limit); if (job.status == Status.Expired) toSeller = 0;", true],
+  ["dispute after its window", EVALUATOR,
+    "_checkInTime(id, job.clock + terms.disputeSecs);", "", true],
+  ["poke one second early", EVALUATOR,
+    "if (block.timestamp <= limit) revert TooEarly", "if (block.timestamp < limit) revert TooEarly", true],
+  ["acts one second short", EVALUATOR,
+    "if (block.timestamp > limit) revert TooLate(id, limit);\n    }",
+    "if (block.timestamp >= limit) revert TooLate(id, limit);\n    }", true],
+  ["seller's bond is kept", EVALUATOR,
+    "uint256 sellerBond = job.phase == ANSWERED ? terms.bond : 0;", "uint256 sellerBond = 0;", true],
+  ["the winner pays the arbiter", EVALUATOR,
+    "buyerBond = (terms.bond * toBuyer) / terms.price;", "buyerBond = (terms.bond * toSeller) / terms.price;", true],
+  ["one ruling, two fees", EVALUATOR, "fee = terms.bond;", "fee = 2 * terms.bond;", true],
+  ["a nonce opens twice", EVALUATOR, "_useNonce(terms.seller, terms.nonce);", "", true],
+  ["seller not asked before delivery", EVALUATOR,
+    "if (job.phase == WORKING || toSeller < terms.price) _checkConsent",
+    "if (toSeller < terms.price) _checkConsent", true],
+  ["buyer not asked", EVALUATOR,
+    "_checkConsent(terms.buyer, digest, buyerSig);\n        // Nobody", "// Nobody", true],
+  ["settled after expiry", EVALUATOR,
+    "if (job.status == Status.Expired) revert WrongStatus(id, job.status);", "", true],
+  ["silent arbiter gives all", EVALUATOR,
+    "terms.defaultToSeller, How.SilentArbiter", "terms.price, How.SilentArbiter", true],
+  ["paid and still open", EVALUATOR, "job.phase = CLOSED + uint8(how);", "", true],
+  ["a failed payment blocks", KERNEL,
+    "if (!IERC20(token).trySafeTransfer(to, amount)) {", "IERC20(token).safeTransfer(to, amount); if (false) {", true],
+  ["a debt is paid twice", KERNEL, "owed[to] = 0;", "", true],
+  ["an open job is refunded", KERNEL,
+    "if (status != Status.Open) _refund(id, client);", "_refund(id, client);", true],
+  ["refund before expiry", KERNEL,
+    "if (block.timestamp < job.expiredAt) revert TooEarly(id, job.expiredAt);", "", true],
+  ["poke lets in again", EVALUATOR,
+    "function poke(Terms calldata terms) external nonReentrant {", "function poke(Terms calldata terms) external {", true],
+  ["short payment is taken", KERNEL,
+    "if (balanceAfter < balanceBefore || balanceAfter - balanceBefore != amount) {", "if (false) {", false],
+  ["arbiter may be the buyer", EVALUATOR, "|| arbiter == buyer ", "", false],
+  ["a stake is ignored", EVALUATOR,
+    "if (terms.vault != address(0) || terms.stake != 0) revert StakeNotSupported(terms.vault, terms.stake);", "", false],
+  ["authorisation of any nonce", EVALUATOR,
+    "_collect(terms.seller, terms.bond, funding, keccak256(abi.encode(id, 2)));",
+    "_collect(terms.seller, terms.bond, funding, keccak256(abi.encode(id, 1)));", false],
+  ["contract wallets cannot sign", EVALUATOR, "if (signer.code.length > 0 && ", "if (false && ", false],
+  ["a used permit stops the deal", EVALUATOR, "{} catch {}", "{} catch { revert(); }", false],
+  ["a plain job may look like a deal", KERNEL, "|| evaluator == address(this)", "", false],
+  ["budget changed under the client", KERNEL,
+    "if (budget != expectedBudget) revert BudgetChanged(expectedBudget, budget);", "", false],
+];
+
+function run(folder, profile, args) {
+  return spawnSync(FORGE, args, {
+    cwd: folder,
+    env: { ...process.env, FOUNDRY_PROFILE: profile },
+    encoding: "utf8",
+    maxBuffer: 1 << 28,
+  });
+}
+
+const names = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
+const walks = process.argv.includes("--walks");
+const chosen = FAULTS.filter((fault) => (names.length ? names.includes(fault[0]) : !walks || fault[4]));
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), "mutants-"));
+let missed = 0;
+try {
+  for (const part of ["src", "test", "scripts", "foundry.toml", "package.json"]) {
+    fs.cpSync(path.join(ROOT, part), path.join(folder, part), { recursive: true });
+  }
+  fs.mkdirSync(path.join(folder, "artifacts"));
+  fs.symlinkSync(path.join(ROOT, "node_modules"), path.join(folder, "node_modules"));
+
+  for (const [name, file, there, fault] of chosen) {
+    const original = fs.readFileSync(path.join(ROOT, file), "utf8");
+    if (original.split(there).length !== 2) throw new Error(`${name}: its place is not there once`);
+    fs.writeFileSync(path.join(folder, file), original.replace(there, () => fault));
+    const built = run(folder, "default", ["build", "--quiet"]);
+    if (built.status !== 0) throw new Error(`${name}: does not compile\n${built.stdout}${built.stderr}`);
+    spawnSync("node", ["scripts/artifacts.js"], { cwd: folder });
+    fs.rmSync(path.join(folder, "cache", "invariant"), { recursive: true, force: true });
+    const tested = run(folder, "test", walks ? ["test", "--match-path", "test/Invariants.t.sol"] : ["test"]);
+    const failures = [...new Set(tested.stdout.match(/^\[FAIL.*$/gm) || [])];
+    console.log(`${tested.status !== 0 ? "found " : "MISSED"} ${name} (${failures.length} failing)`);
+    if (failures.length > 0) console.log(`       ${failures[0].slice(0, 150)}`);
+    if (tested.status === 0) missed += 1;
+    fs.writeFileSync(path.join(folder, file), original);
+  }
+} finally {
+  fs.rmSync(folder, { recursive: true, force: true });
+}
+console.log(`${chosen.length - missed} of ${chosen.length} faults found`);
+process.exit(missed > 0 ? 1 : 0);
