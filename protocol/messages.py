@@ -69,7 +69,7 @@ Seconds = Annotated[int, Field(ge=0, lt=2**40)]
 Count = Annotated[int, Field(ge=0, lt=2**40)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 NameText = Annotated[str, StringConstraints(max_length=128)]
-KeyText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\Z")]
+KeyText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Wire(BaseModel):
@@ -84,11 +84,11 @@ class Header(Wire):
     v: Literal[1]
     net: NetText
     id: IdText
-    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}\Z")]
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}$")]
     sender: AddressText
-    to: Annotated[str, StringConstraints(pattern=r"^(\*|0x[0-9a-f]{40})\Z")]
+    to: Annotated[str, StringConstraints(pattern=r"^(\*|0x[0-9a-f]{40})$")]
     deal: IdText
-    re: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?\Z")]
+    re: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")]
     """The id of the message that this one answers, or nothing."""
     seq: Count
     """Piece number for ``piece``; part of what the seal binds for every kind."""
@@ -253,7 +253,7 @@ class Offer(Wire):
     """Terms that the seller proposes. Signed and priced; not executable."""
 
     request: IdText
-    answers: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?\Z")]
+    answers: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")]
     """The id of the counter-offer that this answers; nothing in the first offer of a thread."""
     terms: TermsBody
     valid_until_ms: Millis
@@ -332,7 +332,7 @@ class Ack(Wire):
     """What became of a message at its addressee."""
 
     level: Literal["taken", "handled", "done"]
-    signature: Annotated[str, StringConstraints(pattern=r"^(0x[0-9a-f]{130})?\Z")] = ""
+    signature: Annotated[str, StringConstraints(pattern=r"^(0x[0-9a-f]{130})?$")] = ""
     """For a task: the seller's EIP-712 ``Ack`` of the very input. Nothing otherwise."""
 
 
@@ -379,7 +379,7 @@ class Piece(Wire):
     """Announces how a body too large for one envelope continues; the bytes are the seal's."""
 
     message: IdText
-    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}\Z")]
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}$")]
     count: Annotated[int, Field(ge=1, le=PIECES_MAX)]
     content: Bytes32Text
 

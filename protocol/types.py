@@ -19,14 +19,14 @@ UNITS_MAX: Final = 2**128 - 1  # The escrow stores amounts as uint128.
 ZERO_ADDRESS: Final = "0x" + "0" * 40
 ZERO_BYTES32: Final = b"\0" * 32
 
-AddressText = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{40}\Z")]
-Bytes32Text = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}\Z")]
-SignatureText = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}\Z")]
-IdText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\Z")]
-UnitsText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,38})\Z")]
+AddressText = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{40}\z")]
+Bytes32Text = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{64}\z")]
+SignatureText = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{130}\z")]
+IdText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
+UnitsText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,38})\z")]
 """Decimal text, since JSON numbers lose units above 2**53."""
-NetText = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
-CapabilityText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}-[0-9a-f]{8}\Z")]
+NetText = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\z")]
+CapabilityText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}-[0-9a-f]{8}\z")]
 
 _DECIMAL = re.compile(r"^[0-9]{1,38}(\.[0-9]{1,36})?$")
 
