@@ -1,0 +1,117 @@
+"""A small HTTP/1.1 server for JSON-RPC on loopback: POST only, strict limits, kept connections.
+
+Only loopback names are taken as ``Host`` and only JSON as content type, so that a web page in a
+browser on this machine can neither reach it by a rebound name nor post to it unasked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADER_SIZE_MAX_BYTES: Final = 8 * 1024  # web3 sends about 200 bytes.
+BODY_SIZE_MAX_BYTES: Final = 2 * 1024 * 1024  # A deployment is 100 KiB in hex; batches more.
+CONNECTIONS_MAX: Final = 512  # A swarm of local agents, each with a pool of a few.
+IDLE_MAX_S: Final = 120.0
+READ_MAX_S: Final = 30.0  # From the first byte of a request to its last.
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+class _Bad(Exception):
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class HttpServer:
+    """Serves ``answer(body) -> body`` at one loopback port."""
+
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def start(self, port: int) -> int:
+        """Listen on 127.0.0.1 and return the port (a free one if ``port`` is 0)."""
+        self._server = await asyncio.start_server(
+            self._connection, "127.0.0.1", port, limit=HEADER_SIZE_MAX_BYTES
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening and drop the connections. Safe to repeat."""
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._open):
+                writer.close()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= CONNECTIONS_MAX:
+            writer.close()
+            return
+        self._open.add(writer)
+        try:
+            while await self._request(reader, writer):
+                pass
+        except _Bad as bad:
+            writer.write(
+                f"HTTP/1.1 {bad.status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+            pass  # The other side went away or sent no HTTP: nothing to answer.
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        async with asyncio.timeout(IDLE_MAX_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+        length, keep = _parse(head)
+        async with asyncio.timeout(READ_MAX_S):
+            body = await reader.readexactly(length)
+        answer = self._answer(body)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+            + str(len(answer)).encode()
+            + (b"\r\n\r\n" if keep else b"\r\nConnection: close\r\n\r\n")
+            + answer
+        )
+        await writer.drain()
+        return keep
+
+
+def _parse(head: bytes) -> tuple[int, bool]:
+    """Return the length of the body and whether the connection stays open."""
+    lines = head.decode("latin-1").split("\r\n")
+    request = lines[0].split(" ")
+    if len(request) != 3 or request[2] not in ("HTTP/1.1", "HTTP/1.0"):
+        raise _Bad("400 Bad Request")
+    if request[0] != "POST":
+        raise _Bad("405 Method Not Allowed")
+    headers: dict[str, str] = {}
+    for line in lines[1:-2]:
+        name, colon, value = line.partition(":")
+        name = name.lower()
+        if not colon or name != name.strip() or name in headers:
+            raise _Bad("400 Bad Request")  # Twice the same header is how requests are smuggled.
+        headers[name] = value.strip()
+    host = headers.get("host", "localhost").lower()
+    bare = (
+        host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
+    )
+    if bare not in _LOOPBACK:
+        raise _Bad("403 Forbidden")
+    if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise _Bad("415 Unsupported Media Type")
+    length = headers.get("content-length", "")
+    if "transfer-encoding" in headers or not length.isascii() or not length.isdigit():
+        raise _Bad("411 Length Required")
+    if len(length) > 9 or int(length) > BODY_SIZE_MAX_BYTES:
+        raise _Bad("413 Content Too Large")
+    wish = headers.get("connection", "").lower()
+    return int(length), wish == "keep-alive" if request[2] == "HTTP/1.0" else wish != "close"
