@@ -280,7 +280,8 @@ class EmbeddedBroker:
                 f"logfile_size_limit: {LOG_SIZE_MAX_BYTES}",
                 f"logfile_max_num: {LOG_FILES_MAX}",
                 f"ports_file_dir: {_quoted(str(directory / 'ports'))}",
-                f"authorization {{ user: {USER}, password: {_quoted(identity.password)} }}",
+                # As a list of one: a reload cuts off whoever came in by a lone user and password.
+                f"authorization {{ users: [{{ {_login(identity.password)} }}] }}",
                 *self._cluster(identity),
                 "",
             )
@@ -296,7 +297,7 @@ class EmbeddedBroker:
             "cluster {",
             f"  name: {_quoted(f'coase-{self._net}')}",
             f'  listen: "{LOOPBACK}:-1"',
-            f"  authorization {{ user: {USER}, password: {_quoted(identity.route_password)} }}",
+            f"  authorization {{ {_login(identity.route_password)} }}",
             "  routes: []",
             "}",
         )
@@ -331,6 +332,10 @@ class _Identity:
 
 def _client_config(net: str, url: str, password: str) -> NatsConfig:
     return NatsConfig(urls=(url,), net=net, user=USER, password=password, micro=True)
+
+
+def _login(password: str) -> str:
+    return f"user: {_quoted(USER)}, password: {_quoted(password)}"
 
 
 def _quoted(text: str) -> str:
