@@ -34,7 +34,7 @@ check: dev-env links ## Style, types, layers, tidiness, wheels for every platfor
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p coase -p tests
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/test_tidy.py
 	$(BIN)/python .ci/wheels.py
 
@@ -62,7 +62,7 @@ wheels: dev-env ## Only the part of check that asks the registry for wheels
 	@$(BIN)/python .ci/wheels.py
 
 clean: ## Remove everything that can be made again, .venv included
-	rm -rf .venv .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv.discarded-* .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .hypothesis .import_linter_cache
 	find $(PACKAGES) tests .ci -name __pycache__ -prune -exec rm -rf {} +
 

@@ -24,6 +24,12 @@ OUTPUT_KEPT_LINES: Final = 25  # Enough of pip's last words to see what went wro
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 
+# What an environment has at its top, ours or another tool's. A folder with more is not removed.
+OURS: Final = frozenset(
+    "bin include lib lib64 share etc pyvenv.cfg .gitignore .lock CACHEDIR.TAG"
+    " coase-root coase-run coase-dev coase-requirements.txt".split()
+)
+
 # Lists distributions of which a file is missing: what an interrupted installation leaves behind.
 DAMAGED: Final = """
 import importlib.metadata as metadata
@@ -106,16 +112,22 @@ class Environment:
         if self.folder.is_symlink():
             raise SetupFailed(".venv is a link, and what it points to is unusable: remove the link")
         if self.folder.exists():
-            if not (self.folder / "pyvenv.cfg").exists() and any(self.folder.iterdir()):
-                raise SetupFailed(".venv is there but is no Python environment: move it away")
+            if {path.name for path in self.folder.iterdir()} - OURS:
+                raise SetupFailed(".venv holds files that are no environment's: move it away")
             say(f"making .venv again: {why}")
-            shutil.rmtree(self.folder)
+            self._discard()
         command = [sys.executable, "-m", "venv", ".venv"]
         if self.uv is not None:
             command = [self.uv, "venv", "--no-project", "--python", sys.executable, ".venv"]
         if subprocess.run(command, cwd=self.root).returncode != 0:
             raise SetupFailed("the environment .venv could not be made; the reason is above")
         (self.folder / "coase-root").write_text(str(self.root))
+
+    def _discard(self) -> None:
+        """Take the environment away at once; deleting may be interrupted, and is then finished."""
+        self.folder.rename(self.root / f".venv.discarded-{os.getpid()}")
+        for discarded in self.root.glob(".venv.discarded-*"):
+            shutil.rmtree(discarded)
 
     def fill(self, level: str) -> None:
         """Install everything that ``level`` needs; safe to repeat after an interruption."""
