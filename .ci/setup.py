@@ -103,6 +103,7 @@ class Environment:
 
     def make(self) -> None:
         """See that a usable environment is there, keeping the present one if it is."""
+        self._sweep()
         why = self._why_unusable()
         if why:
             self.remake(why)
@@ -115,17 +116,20 @@ class Environment:
             if {path.name for path in self.folder.iterdir()} - OURS:
                 raise SetupFailed(".venv holds files that are no environment's: move it away")
             say(f"making .venv again: {why}")
-            self._discard()
-        command = [sys.executable, "-m", "venv", ".venv"]
+            # At once, so that an interruption leaves a whole environment or none.
+            self.folder.rename(self.root / f".venv.discarded-{os.getpid()}")
+        # Not the Python of an activated environment, which may be the very one that goes.
+        base: str = getattr(sys, "_base_executable", sys.executable)
+        command = [base, "-m", "venv", ".venv"]
         if self.uv is not None:
-            command = [self.uv, "venv", "--no-project", "--python", sys.executable, ".venv"]
+            command = [self.uv, "venv", "--no-project", "--python", base, ".venv"]
         if subprocess.run(command, cwd=self.root).returncode != 0:
             raise SetupFailed("the environment .venv could not be made; the reason is above")
         (self.folder / "coase-root").write_text(str(self.root))
+        self._sweep()
 
-    def _discard(self) -> None:
-        """Take the environment away at once; deleting may be interrupted, and is then finished."""
-        self.folder.rename(self.root / f".venv.discarded-{os.getpid()}")
+    def _sweep(self) -> None:
+        """Delete environments that were replaced, also those of an interrupted run."""
         for discarded in self.root.glob(".venv.discarded-*"):
             shutil.rmtree(discarded)
 
