@@ -1,1 +1,1 @@
-"""negotiation"""
+"""How much: what is negotiated, how each side decides, and the limits that nothing passes."""

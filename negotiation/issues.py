@@ -20,7 +20,7 @@ from coase.protocol.messages import SETTLEMENTS, VERIFICATIONS
 from coase.protocol.states import Role
 from coase.protocol.types import UNITS_MAX, ZERO_ADDRESS
 
-from .pricing import Rates
+from .pricing import Rates, Tariff
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +81,15 @@ class Proposal:
             output_price_units=self.output_price_units,
             second_price_units=self.second_price_units,
         )
+
+    @property
+    def tariff(self) -> Tariff:
+        """The price as a tariff: by the second or by tokens if it names such a rate, else fixed."""
+        if self.second_price_units:
+            return Tariff(pricing="seconds", rates=self.rates)
+        if any(self.rates.all()):
+            return Tariff(pricing="tokens", rates=self.rates)
+        return Tariff(pricing="fixed", task_units=self.price_units)
 
     def at_price(self, price_units: int, rates: Rates) -> Proposal:
         """Return this proposal with another price and other rates."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from coase.protocol.types import AgentId
 
     from .pricing import Rates
+    from .strategy import Strategy
 
 # A clamp may bring a move into the way of another limit, so the chain is walked again. Every
 # clamp moves a price towards one end, hence a few walks settle it, or the limits contradict.
@@ -133,6 +134,18 @@ class Policy(Private):
         if not granted:
             raise PolicyExhausted("no limit of the money judged the move")
         return now
+
+
+def decide(strategy: Strategy, policy: Policy, view: View) -> Move | Forbidden:
+    """Return the strategy's next move as the policy lets it leave: the one way out.
+
+    An opening is a ``Counter`` too, which answers nothing.
+
+    :raises PolicyExhausted: if no limit granted the move
+    """
+    opens = view.last_of_theirs is None
+    move = Counter(strategy.opening(view)) if opens else strategy.reply(view)
+    return policy.check(move, view)
 
 
 def _stale(move: Accept, view: View) -> Forbidden | None:
