@@ -29,6 +29,7 @@ from .steps import Notice, Publish, Step
 
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
+CLOSING_PAUSE_MS: Final = 250
 
 
 class Verdict(StrEnum):
@@ -109,6 +110,8 @@ class Ask:
     offers: list[str] = field(default_factory=list)
     bids: int = 0
     sent: int = 0
+    closing_ms: int = 0
+    """When to look again at a round whose time is up."""
     wire: bytes = b""
     chosen: str = ""
     why: str = ""
@@ -339,7 +342,8 @@ class BuyerDesk:
             if due and now_ms >= ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]:
                 if now_ms < ask.request.reply_by_ms:
                     self._publish(ask, step, now_ms=now_ms)
-            if now_ms >= ask.request.reply_by_ms:
+            if now_ms >= max(ask.request.reply_by_ms, ask.closing_ms):
+                ask.closing_ms = now_ms + CLOSING_PAUSE_MS
                 self._decide(ask, step, now_ms=now_ms)
 
     def next_ms(self) -> int | None:
@@ -347,7 +351,7 @@ class BuyerDesk:
         times = []
         for ask in self.asks.values():
             if ask.state is AskState.OPEN:
-                times.append(ask.request.reply_by_ms)
+                times.append(max(ask.request.reply_by_ms, ask.closing_ms))
                 if ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min:
                     times.append(ask.opened_ms + REQUEST_REPEATS_MS[ask.sent])
         return min(times, default=None)

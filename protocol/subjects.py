@@ -3,7 +3,9 @@
 An inbox is ``coase.v1.<net>.inbox.<address without 0x>``. A request goes to
 ``coase.v1.<net>.req.<capability>.<level>.<prefix>``, where the prefix is the first ``level``
 bits of keccak256 of the seller's 20 address bytes, in hex, or ``-`` at level 0. Each seller
-listens at every level, so a buyer chooses how many of them hear it: 1 in 2**level.
+listens at every level, so a buyer chooses how many of them hear it: 1 in 2**level. A seller
+also listens to the bare names of what it sells and to ``any``, where it can be asked to describe
+itself.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ WHOLE: Final = "-"
 _ROOT: Final = "coase.v1"
 _BITS_PER_DIGIT: Final = 4
 _NET: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_CAPABILITY: Final = re.compile(r"[a-z][a-z0-9-]{0,31}-[0-9a-f]{8}")
+_CAPABILITY: Final = re.compile(r"[a-z][a-z0-9-]{0,31}(-[0-9a-f]{8})?")
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{40}")
 _PREFIX: Final = re.compile(r"[0-9a-f]{1,3}")
 
@@ -63,7 +65,8 @@ def request_subject(net: str, capability: str, level: int, prefix: str) -> str:
     """
     if not _CAPABILITY.fullmatch(capability):
         raise ConfigurationError(
-            f"{capability!r} is no capability: it is '<name>-<8 hex digits of its schemas>'"
+            f"{capability!r} is no capability: it is '<name>-<8 hex digits of its schemas>',"
+            " or a name alone where it is only to be described"
         )
     _require_level(level)
     fits = len(prefix) == level // _BITS_PER_DIGIT and _PREFIX.fullmatch(prefix)

@@ -1,0 +1,598 @@
+"""The public face: an agent that sells what its functions do, and buys what they need.
+
+::
+
+    seller = Agent("summariser")
+
+    @seller.offers("summarise", price=Price.per_task("0.02"), deliver_within=60)
+    async def summarise(task: Summarise, job: Job) -> Summary: ...
+
+    seller.run()
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_type_hints
+
+import anyio
+from pydantic import BaseModel, ValidationError
+
+from coase.negotiation.pricing import Price, Tariff
+from coase.negotiation.pricing import Usage as MeteredUsage
+from coase.protocol.errors import ComputeFailed, ConfigurationError, DealFailed
+from coase.protocol.identity import keccak256
+from coase.protocol.messages import canonical_json, capability_id, schemas_hash
+from coase.protocol.session import Thread
+from coase.protocol.states import State
+from coase.protocol.types import AgentId, units_to_text
+
+from .bargain import STYLES, BuyerBargain, SellerBargain, Style
+from .buyer import Ask, AskState, BuyerDesk, Wish
+from .compute.ports import Completion as Written
+from .compute.ports import Compute, Prompt
+from .runtime import Done, Runtime, Seat
+from .seller import SellerDesk, Ware, Windows
+from .steps import Notice
+
+if TYPE_CHECKING:
+    from .node import Node
+
+log = logging.getLogger(__name__)
+
+NAME_MAX: Final = 64
+DELIVER_WITHIN_MAX_S: Final = 24 * 3600
+TEXT_MAX_BYTES: Final = 8 * 1024 * 1024
+HIRE_SLACK_S: Final = 30
+
+Task = TypeVar("Task", bound=BaseModel)
+Made = TypeVar("Made", bound=BaseModel)
+Handler = Callable[[Any, "Job"], Awaitable[BaseModel]]
+Check = Callable[[Any], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """One thing that an agent sells, as its author declared it."""
+
+    name: str
+    price: Price
+    deliver_within_s: int
+    task: type[BaseModel]
+    result: type[BaseModel]
+    handler: Handler
+    style: Style
+    capacity: int
+    quality: int
+    model: str
+    about: str
+    windows: Windows
+    rounds: int
+
+    @property
+    def capability(self) -> str:
+        """The capability's id: the name and the hash of both schemas."""
+        return capability_id(
+            self.name,
+            schemas_hash(self.task.model_json_schema(), self.result.model_json_schema()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase(Generic[Made]):
+    """What was bought: the result, from whom, and what it cost."""
+
+    result: Made
+    seller: AgentId
+    deal: str
+    request: str
+    price_units: int
+    """What was locked at most."""
+    paid_units: int
+    usage: dict[str, int]
+    symbol: str
+    decimals: int
+
+    @property
+    def paid(self) -> str:
+        """What was paid, for people."""
+        return f"{units_to_text(self.paid_units, self.decimals)} {self.symbol}"
+
+
+class Agent:
+    """An autonomous program with a key of its own, that buys and sells."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        compute: Compute | None = None,
+        budget: str | None = None,
+        by_rounds: bool = False,
+    ) -> None:
+        if not name or len(name) > NAME_MAX or not name.replace("-", "").isalnum():
+            raise ConfigurationError(
+                f"{name!r} is no name for an agent: up to {NAME_MAX} letters, digits and hyphens"
+            )
+        self.name, self.budget, self.by_rounds = name, budget, by_rounds
+        self.offerings: dict[str, Offering] = {}
+        self.node: Node | None = None
+        self.seat: Seat | None = None
+        self.selling: SellerDesk | None = None
+        self.buying: BuyerDesk | None = None
+        self._compute = compute
+        self._waits: dict[str, _Wait] = {}
+        self._checks: dict[str, tuple[type[BaseModel], Check | None]] = {}
+
+    # ---- selling -------------------------------------------------------------------------------
+
+    def offers(
+        self,
+        name: str,
+        *,
+        price: Price,
+        deliver_within: int = 60,
+        strategy: Style = "fixed",
+        capacity: int = 4,
+        quality: int = 50,
+        model: str = "",
+        about: str = "",
+        windows: Windows | None = None,
+        rounds: int = 4,
+    ) -> Callable[[Handler], Handler]:
+        """Sell what the decorated function does; its annotations are the schemas.
+
+        ``deliver_within`` is seconds from the lock. ``capacity`` is how many at once.
+
+        :raises ConfigurationError: if the price, the name or the annotations cannot work
+        """
+        if strategy not in STYLES:
+            raise ConfigurationError(f"no strategy {strategy!r}; there are {', '.join(STYLES)}")
+        if not 1 <= deliver_within <= DELIVER_WITHIN_MAX_S or capacity < 1:
+            raise ConfigurationError("deliver_within is 1 to 86400 seconds, capacity at least 1")
+
+        def declare(handler: Handler) -> Handler:
+            task, result = _models_of(handler)
+            offering = Offering(
+                name=name,
+                price=price,
+                deliver_within_s=deliver_within,
+                task=task,
+                result=result,
+                handler=handler,
+                style=strategy,
+                capacity=capacity,
+                quality=quality,
+                model=model,
+                about=about or (inspect.getdoc(handler) or "").partition("\n")[0],
+                windows=windows or Windows(),
+                rounds=rounds,
+            )
+            self.offerings[offering.capability] = offering
+            return handler
+
+        return declare
+
+    def wares(self, node: Node) -> list[Ware]:
+        """Return what the agent sells, priced in the asset of the node's network."""
+        return [
+            Ware(
+                name=offering.name,
+                input_schema=offering.task.model_json_schema(),
+                output_schema=offering.result.model_json_schema(),
+                strategy=SellerBargain(
+                    offering.price,
+                    node.settlement.asset,
+                    deliver_within_s=offering.deliver_within_s,
+                    style=offering.style,
+                    quality=offering.quality,
+                    model=offering.model,
+                    rounds=offering.rounds,
+                    by_rounds=self.by_rounds,
+                    capacity=offering.capacity,
+                ),
+                price_text=str(offering.price),
+                about=offering.about,
+                capacity=offering.capacity,
+                windows=offering.windows,
+            )
+            for offering in self.offerings.values()
+        ]
+
+    async def work(self, thread: Thread) -> Done:
+        """Run the handler that a deal bought, and say what it costs."""
+        offering = self.offerings[thread.request.capability]
+        if thread.task is None:
+            raise DealFailed(thread.state, "there is no task", deal_id=thread.deal)
+        try:
+            task = offering.task.model_validate_json(thread.task.task)
+        except ValidationError as error:
+            raise DealFailed(
+                thread.state, f"the task does not fit its schema: {_first(error)}"
+            ) from None
+        job = Job(self, thread)
+        started_ms = self._running().now_ms()
+        made = await offering.handler(task, job)
+        if not isinstance(made, offering.result):
+            text = made if isinstance(made, str) else repr(type(made).__name__)
+            log.warning("%s returned %s, not %s", self.name, text[:80], offering.result.__name__)
+        result = made.model_dump_json() if isinstance(made, BaseModel) else str(made)
+        usage = dict(job.usage)
+        usage.setdefault("milliseconds", max(self._running().now_ms() - started_ms, 0))
+        return Done(result, _charge(thread, usage), usage)
+
+    # ---- buying --------------------------------------------------------------------------------
+
+    async def hire(
+        self, capability: str, task: BaseModel, *, returns: type[Made], max_price: str, **wish: Any
+    ) -> Made:
+        """Buy a piece of work on the market and return its checked result.
+
+        Takes what ``purchase`` takes.
+        """
+        bought = await self.purchase(capability, task, returns=returns, max_price=max_price, **wish)
+        return bought.result
+
+    async def purchase(
+        self,
+        capability: str,
+        task: BaseModel,
+        *,
+        returns: type[Made],
+        max_price: str,
+        deliver_within: int = 60,
+        strategy: Style = "linear",
+        hope_permille: int = 700,
+        quality_min: int = 0,
+        model: str = "",
+        input_max: int = 0,
+        output_max: int = 0,
+        features: dict[str, int] | None = None,
+        reply_within_ms: int = 1_500,
+        bids_min: int = 1,
+        bids_max: int = 16,
+        shortlist: int = 3,
+        rounds: int = 3,
+        blocked: Collection[AgentId] = (),
+        check: Check | None = None,
+        tries: int = 1,
+        key: str = "",
+    ) -> Purchase[Made]:
+        """Ask for offers, bargain, lock, wait for the result, check it, and let it be settled.
+
+        The same ``key`` is the same purchase: repeated after a crash it is not bought twice.
+        With ``tries`` above one, a deal that fails is tried again with other sellers.
+
+        :raises DealFailed: if nobody offered, or the deal ended without a good result; whatever
+            was locked comes back by the table of silence
+        :raises BudgetExhausted: if a spending limit does not cover it; nothing was sent
+        :raises ConfigurationError: if the price or the agent's own set-up cannot work
+        """
+        node, buying = self._node(), self._buying()
+        digest = schemas_hash(type(task).model_json_schema(), returns.model_json_schema())
+        full = capability if "-" in capability[-9:] else capability_id(capability, digest)
+        plain = canonical_json(task.model_dump(mode="json"))
+        max_units = node.settlement.asset.money(max_price).units
+        shut = frozenset(blocked)
+        last = DealFailed("lapsed", "no try was allowed")
+        for number in range(max(tries, 1)):
+            wish = Wish(
+                capability=full,
+                schemas=digest,
+                task=plain,
+                features=features or {"bytes": len(plain.encode())},
+                deliver_within_s=deliver_within,
+                quality_min=quality_min,
+                input_max=input_max,
+                output_max=output_max,
+                model=model,
+                reply_within_ms=reply_within_ms,
+                bids_min=bids_min,
+                bids_max=bids_max,
+                blocked=shut,
+            )
+            bargain = BuyerBargain(
+                max_price_units=max_units,
+                hope_permille=hope_permille,
+                deliver_within_s=deliver_within,
+                quality_min=quality_min,
+                style=strategy,
+                arbiters=node.network.arbiters,
+                rounds=rounds,
+                shortlist=shortlist,
+                by_rounds=self.by_rounds,
+                salt=plain.encode(),
+            )
+            request_id = (
+                keccak256(f"{buying.desk.me}/{key}/{number}".encode())[:16].hex() if key else ""
+            )
+            try:
+                return await self._buy(wish, bargain, request_id, returns, check, deliver_within)
+            except DealFailed as error:
+                last = error
+                seller = self._seller_of(error.deal_id)
+                shut |= {seller} if seller else frozenset()
+        raise last
+
+    async def _buy(
+        self,
+        wish: Wish,
+        bargain: BuyerBargain,
+        request_id: str,
+        returns: type[Made],
+        check: Check | None,
+        deliver_within_s: int,
+    ) -> Purchase[Made]:
+        node, buying, seat = self._node(), self._buying(), self._seat()
+        now_ms = node.runtime.now_ms()
+        if not request_id:
+            request_id = buying.desk.chance.take(16).hex()
+        wait = self._waits[request_id] = _Wait()
+        self._checks[request_id] = (returns, check)
+        try:
+            ask, step = buying.ask(wish, bargain, now_ms=now_ms, request_id=request_id)
+            node.runtime.apply(seat, step)
+            node.runtime.nudge()
+            if ask.state is AskState.ENDED:
+                wait.end(ask)
+            elif ask.state is AskState.BOUND:
+                wait.resume(buying.desk.threads.get(ask.chosen))
+            await wait.done.wait()
+        finally:
+            self._waits.pop(request_id, None)
+        thread = wait.thread
+        if thread is None or thread.verdict != "good" or thread.result is None:
+            raise DealFailed(
+                thread.state if thread is not None else "lapsed",
+                _why(wait, thread),
+                deal_id=thread.deal if thread is not None else "",
+            )
+        asset = node.settlement.asset
+        return Purchase(
+            result=returns.model_validate_json(thread.result.result),
+            seller=thread.counterparty,
+            deal=thread.deal,
+            request=request_id,
+            price_units=thread.agreed_terms.price_units,
+            paid_units=int(thread.result.to_seller_units),
+            usage=dict(thread.result.usage),
+            symbol=asset.symbol,
+            decimals=asset.decimals,
+        )
+
+    async def check(self, thread: Thread) -> str:
+        """Return ``good``, or what is wrong with the result of a deal that we bought."""
+        if thread.result is None:
+            return "there is no result"
+        model, extra = self._checks.get(thread.request_id, (None, None))
+        terms, result = thread.agreed_terms, thread.result
+        if terms.work.pricing == "fixed" and int(result.to_seller_units) > terms.price_units:
+            return "it costs more than was agreed"
+        if len(result.result.encode()) > TEXT_MAX_BYTES:
+            return "it is too large"
+        if model is None:
+            return "good"
+        try:
+            made = model.model_validate_json(result.result)
+        except ValidationError as error:
+            return f"it does not fit its schema: {_first(error)}"
+        fault = extra(made) if extra is not None else None
+        return fault or "good"
+
+    def observe(self, agent: AgentId, notice: Notice) -> None:
+        """Wake whoever waits for the deal that a notice is about."""
+        if self.seat is None or agent != self.seat.desk.me:
+            return
+        thread = notice.thread
+        if notice.kind == "request_ended":
+            wait = self._waits.get(notice.deal)
+            if wait is not None:
+                wait.thread = wait.thread or thread
+                wait.why = notice.detail
+                wait.done.set()
+            return
+        wait = self._waits.get(thread.request_id) if thread is not None else None
+        if wait is None or thread is None:
+            return
+        if notice.kind in ("said:settle", "bad_result"):
+            wait.thread, wait.why = thread, notice.detail
+            wait.done.set()
+
+    # ---- running -------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> AgentId:
+        """The agent's id, once it has its place in a node."""
+        return self._seat().desk.me
+
+    @property
+    def compute(self) -> Compute:
+        """The engine that the agent uses by itself.
+
+        :raises ComputeFailed: if it has none
+        """
+        if self._compute is not None:
+            return self._compute
+        if self.node is not None and self.node.compute is not None:
+            return self.node.compute
+        raise ComputeFailed(f"{self.name} has no engine; give it one, or: coase model get")
+
+    def run(self) -> None:
+        """Join the network that ``coase up`` runs, and work until interrupted."""
+        from .node import run_agents  # Late: an agent that is only declared needs no runtime.
+
+        anyio.run(run_agents, [self])
+
+    def _seller_of(self, deal: str) -> str:
+        for ask in self._buying().asks.values():
+            if ask.outcome is not None and ask.outcome.deal == deal:
+                return ask.outcome.counterparty
+        thread = self._buying().desk.threads.get(deal)
+        return thread.counterparty if thread is not None else ""
+
+    def _node(self) -> Node:
+        if self.node is None:
+            raise ConfigurationError(f"{self.name} has no place in a node yet: add it to one first")
+        return self.node
+
+    def _running(self) -> Runtime:
+        return self._node().runtime
+
+    def _buying(self) -> BuyerDesk:
+        self._node()
+        if self.buying is None:
+            raise ConfigurationError(f"{self.name} cannot buy")
+        return self.buying
+
+    def _seat(self) -> Seat:
+        self._node()
+        if self.seat is None:
+            raise ConfigurationError(f"{self.name} has no place in a node yet")
+        return self.seat
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Somebody who waits for the end of a purchase."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    thread: Thread | None = None
+    why: str = ""
+
+    def end(self, ask: Ask) -> None:
+        self.thread, self.why = ask.outcome, ask.why
+        self.done.set()
+
+    def resume(self, thread: Thread | None) -> None:
+        """Take up a purchase of an earlier life, whose result may be there already."""
+        if thread is not None and thread.verdict:
+            self.thread = thread
+            self.done.set()
+
+
+class Job:
+    """What a handler is given besides its task: the deal, its deadline, and a purse of its own."""
+
+    def __init__(self, agent: Agent, thread: Thread) -> None:
+        self.agent, self.thread = agent, thread
+        self.usage: dict[str, int] = {}
+        self._bought = 0
+
+    @property
+    def deal(self) -> str:
+        """The id of the deal."""
+        return self.thread.deal
+
+    @property
+    def buyer(self) -> AgentId:
+        """Who pays."""
+        return self.thread.counterparty
+
+    @property
+    def deliver_by_s(self) -> int:
+        """Unix seconds of chain time by which the result must be there."""
+        return self.thread.agreed_terms.deliver_by_s
+
+    @property
+    def price_units(self) -> int:
+        """What is locked for this deal."""
+        return self.thread.agreed_terms.price_units
+
+    def meter(self, **usage: int) -> None:
+        """Add to what was used: ``input_tokens``, ``output_tokens``, ``milliseconds``."""
+        for name, count in usage.items():
+            self.usage[name] = self.usage.get(name, 0) + count
+
+    async def hire(
+        self, capability: str, task: BaseModel, *, returns: type[Made], max_price: str, **wish: Any
+    ) -> Made:
+        """Buy what this job needs. After a crash the same purchase goes on, and is not made twice.
+
+        Takes what ``Agent.purchase`` takes. Purchases of one job are told apart by their order,
+        capability and task, so a handler should make them in the same order each time.
+        """
+        bought = await self.purchase(capability, task, returns=returns, max_price=max_price, **wish)
+        return bought.result
+
+    async def purchase(
+        self, capability: str, task: BaseModel, *, returns: type[Made], max_price: str, **wish: Any
+    ) -> Purchase[Made]:
+        """Buy what this job needs, and return the result with its price and seller."""
+        self._bought += 1
+        text = canonical_json(task.model_dump(mode="json"))
+        number = wish.pop("key", None) or keccak256(text.encode()).hex()
+        return await self.agent.purchase(
+            capability,
+            task,
+            returns=returns,
+            max_price=max_price,
+            key=f"{self.deal}/{capability}/{number}",
+            **wish,
+        )
+
+    async def complete(self, prompt: Prompt) -> Written:
+        """Ask the agent's own engine, and meter what it used."""
+        written = await self.agent.compute.complete(prompt)
+        used = written.usage
+        self.meter(
+            input_tokens=used.input_tokens,
+            output_tokens=used.output_tokens,
+            cached_input_tokens=used.cached_input_tokens,
+        )
+        return written
+
+
+def _models_of(handler: Handler) -> tuple[type[BaseModel], type[BaseModel]]:
+    """Return the models of a handler's task and result, from its annotations."""
+    try:
+        hints = get_type_hints(handler)
+    except NameError as error:
+        raise ConfigurationError(
+            f"the annotations of {handler.__name__} cannot be read ({error}); the models must be"
+            " importable at module level"
+        ) from error
+    names = list(inspect.signature(handler).parameters)
+    task = hints.get(names[0]) if names else None
+    result = hints.get("return")
+    return _model(task, "first argument", handler), _model(result, "result", handler)
+
+
+def _model(found: object, what: str, handler: Handler) -> type[BaseModel]:
+    if inspect.isclass(found) and issubclass(found, BaseModel):
+        return found
+    raise ConfigurationError(
+        f"the {what} of {handler.__name__} must be annotated with a pydantic model:"
+        " async def work(task: MyTask, job: Job) -> MyResult"
+    )
+
+
+def _charge(thread: Thread, usage: dict[str, int]) -> int:
+    """Return what metered work costs by its terms; fixed work costs its price."""
+    terms = thread.agreed_terms
+    if terms.work.pricing == "fixed":
+        return terms.price_units
+    tariff = Tariff.of_work(terms.work, price_units=terms.price_units)
+    used = MeteredUsage(
+        input_tokens=usage.get("input_tokens", 0),
+        cached_input_tokens=usage.get("cached_input_tokens", 0),
+        output_tokens=usage.get("output_tokens", 0),
+        milliseconds=usage.get("milliseconds", 0),
+    )
+    return max(1, tariff.charge_units(used, cap_units=terms.price_units))
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where or 'document'}: {first['msg']}"
+
+
+def _why(wait: _Wait, thread: Thread | None) -> str:
+    if thread is not None and thread.verdict not in ("", "good"):
+        return f"the result was refused: {thread.verdict}"
+    if thread is not None and thread.state is State.REFUNDED:
+        return f"the price came back: {thread.why}"
+    return wait.why or "nobody made an acceptable offer"

@@ -1,0 +1,322 @@
+"""The journal in one SQLite file per node: write-ahead log, synchronous, committed in groups.
+
+One thread of its own writes. Whatever was queued while the last commit ran goes into the next
+one, so one fsync serves many deals. If a commit fails, nothing after it is ever committed: the
+node stops and starts again from what is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from coase.agents.ports import Journal, Record
+from coase.protocol.errors import ConfigurationError, JournalFailed
+from coase.protocol.types import AgentId
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_MS: Final = 5_000
+GROUP_MAX: Final = 4_096  # Rows of one commit; a longer queue takes several.
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (
+    seq INTEGER PRIMARY KEY, agent TEXT NOT NULL, deal TEXT NOT NULL, kind TEXT NOT NULL,
+    at_ms INTEGER NOT NULL, data BLOB NOT NULL, open INTEGER NOT NULL DEFAULT 1);
+CREATE INDEX IF NOT EXISTS records_open ON records (agent, deal) WHERE open = 1;
+CREATE INDEX IF NOT EXISTS records_deal ON records (deal);
+CREATE TABLE IF NOT EXISTS closed (
+    seq INTEGER PRIMARY KEY, agent TEXT NOT NULL, deal TEXT NOT NULL, summary BLOB NOT NULL,
+    UNIQUE (agent, deal));
+CREATE TABLE IF NOT EXISTS transactions (
+    effect_id TEXT NOT NULL, sender TEXT NOT NULL, nonce INTEGER NOT NULL, raw BLOB NOT NULL,
+    tx_hash TEXT NOT NULL, PRIMARY KEY (effect_id, sender));
+"""
+
+
+@dataclass(slots=True)
+class _Group:
+    number: int
+    statements: list[tuple[str, Sequence[object]]]
+
+
+class StateDirectory:
+    """A directory that one node holds, and nobody else may read. Locked until released."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.chmod(0o700)
+            self._file = (path / "lock").open("a+")
+        except OSError as error:
+            raise ConfigurationError(
+                f"the state directory {path} cannot be used: {error.strerror or error};"
+                " choose another with --state"
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ConfigurationError(
+                f"{path} is held by {holder}: a state directory serves one process at a time;"
+                " stop that one, or choose another directory with --state"
+            ) from None
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"process {os.getpid()}")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others have the directory. Safe to repeat."""
+        self._file.close()
+
+
+class SqliteJournal(Journal):
+    """A journal in ``path``, a file that this process alone writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failure: Exception | None = None
+        self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._queued = 0
+        self._done = 0
+        self._waiters: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self.commits = 0
+        self.commit_ns = 0
+        try:
+            self._reader = self._open()
+            self._migrate()
+        except sqlite3.Error as error:
+            raise ConfigurationError(
+                f"the journal {path} cannot be opened: {error}; if the file is damaged, move it"
+                " away: money that is locked stays in the escrow and is found there"
+            ) from error
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=BUSY_TIMEOUT_MS / 1000,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _migrate(self) -> None:
+        self._reader.executescript(_SCHEMA)
+        row = self._reader.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
+        if row is None:
+            self._reader.execute("INSERT INTO meta VALUES ('version', ?)", (str(SCHEMA_VERSION),))
+        elif int(row[0]) != SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"the journal {self._path} is of version {row[0]} and this program writes"
+                f" {SCHEMA_VERSION}: use the version of Coase that wrote it"
+            )
+        self._path.chmod(0o600)
+
+    def _put(self, statements: list[tuple[str, Sequence[object]]]) -> int:
+        if self._failure is not None:
+            raise JournalFailed(f"the journal {self._path} failed: {self._failure}")
+        with self._lock:
+            self._queued += 1
+            group = _Group(self._queued, statements)
+            self._queue.put(group)
+            return group.number
+
+    def append(self, records: Sequence[Record]) -> int:
+        """Queue ``records`` for the next commit and return the number of their group."""
+        return self._put(
+            [
+                (
+                    "INSERT INTO records (agent, deal, kind, at_ms, data) VALUES (?, ?, ?, ?, ?)",
+                    (r.agent, r.deal, r.kind, r.at_ms, r.data),
+                )
+                for r in records
+            ]
+        )
+
+    def close_deals(self, agent: AgentId, deals: Sequence[tuple[str, bytes]]) -> int:
+        """Mark deals as over, each with its summary; an empty one is not kept."""
+        statements: list[tuple[str, Sequence[object]]] = []
+        for deal, summary in deals:
+            statements.append(
+                (
+                    "UPDATE records SET open = 0 WHERE agent = ? AND deal = ? AND open = 1",
+                    (agent, deal),
+                )
+            )
+            if summary:
+                statements.append(
+                    (
+                        "INSERT OR IGNORE INTO closed (agent, deal, summary) VALUES (?, ?, ?)",
+                        (agent, deal, summary),
+                    )
+                )
+        return self._put(statements)
+
+    def save_transaction(
+        self, effect_id: str, sender: str, nonce: int, raw: bytes, tx_hash: str
+    ) -> int:
+        """Keep a signed transaction before it is sent, so that it can be sent again."""
+        return self._put(
+            [
+                (
+                    "INSERT OR REPLACE INTO transactions VALUES (?, ?, ?, ?, ?)",
+                    (effect_id, sender, nonce, raw, tx_hash),
+                )
+            ]
+        )
+
+    def transactions(self) -> list[tuple[str, str, int, bytes, str]]:
+        """Return all signed transactions as (effect id, sender, nonce, raw, hash)."""
+        rows = self._reader.execute(
+            "SELECT effect_id, sender, nonce, raw, tx_hash FROM transactions"
+        )
+        return [(r[0], r[1], r[2], bytes(r[3]), r[4]) for r in rows]
+
+    async def durable(self, group: int) -> None:
+        """Return once everything up to ``group`` is on disk.
+
+        :raises JournalFailed: if the disk refused it or an earlier group
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._failure is not None:
+                raise JournalFailed(f"the journal {self._path} failed: {self._failure}")
+            if self._done >= group:
+                return
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiters.append((group, loop, future))
+        await future
+
+    def _write(self) -> None:
+        """Commit groups until told to stop. Runs in the journal's own thread."""
+        connection = self._open()
+        stop = False
+        while not stop:
+            first = self._queue.get()
+            groups = [first] if first is not None else []
+            stop = first is None
+            rows = 0
+            while not stop and rows < GROUP_MAX:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    stop = True
+                else:
+                    groups.append(more)
+                    rows += len(more.statements)
+            if groups and self._failure is None:
+                started = time.perf_counter_ns()
+                self._commit(connection, groups)
+                self.commits += 1
+                self.commit_ns += time.perf_counter_ns() - started
+        connection.close()
+
+    def _commit(self, connection: sqlite3.Connection, groups: list[_Group]) -> None:
+        failure: Exception | None = None
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for group in groups:
+                for statement, values in group.statements:
+                    connection.execute(statement, values)
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            failure = error
+            log.error("the journal %s could not commit: %s", self._path, error)
+        with self._lock:
+            if failure is not None:
+                self._failure = failure
+            else:
+                self._done = groups[-1].number
+            ready = [w for w in self._waiters if failure is not None or w[0] <= self._done]
+            self._waiters = [w for w in self._waiters if w not in ready]
+        for _, loop, future in ready:
+            loop.call_soon_threadsafe(_resolve, future, failure)
+
+    def open_records(self, agent: AgentId) -> list[Record]:
+        """Return, in order, all records of the deals of ``agent`` that are not closed."""
+        rows = self._reader.execute(
+            "SELECT agent, deal, kind, at_ms, data FROM records"
+            " WHERE agent = ? AND open = 1 ORDER BY seq",
+            (agent,),
+        )
+        return [Record(r[0], r[1], r[2], r[3], bytes(r[4])) for r in rows]
+
+    def deal_records(self, deal: str) -> list[Record]:
+        """Return all records of a deal, closed or not, whose id begins with ``deal``."""
+        rows = self._reader.execute(
+            "SELECT agent, deal, kind, at_ms, data FROM records"
+            " WHERE deal >= ? AND deal < ? ORDER BY seq",
+            (deal, deal + "g"),
+        )
+        return [Record(r[0], r[1], r[2], r[3], bytes(r[4])) for r in rows]
+
+    def summaries(self, agent: AgentId | None = None) -> list[tuple[AgentId, str, bytes]]:
+        """Return the summaries of closed deals, oldest first."""
+        rows = self._reader.execute(
+            "SELECT agent, deal, summary FROM closed WHERE ? IS NULL OR agent = ? ORDER BY seq",
+            (agent, agent),
+        )
+        return [(r[0], r[1], bytes(r[2])) for r in rows]
+
+    async def close(self) -> None:
+        """Commit what is queued and close the file. Safe to repeat."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._reader.close()
+
+
+def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(None)
+    else:
+        future.set_exception(
+            JournalFailed(f"the journal could not be written: {failure}; nothing of it was done")
+        )
+
+
+def read_summaries(path: Path) -> list[dict[str, object]]:
+    """Return the summaries in a journal that another process may be writing, oldest first.
+
+    :raises ConfigurationError: if there is no readable journal
+    """
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+        try:
+            rows = connection.execute("SELECT agent, summary FROM closed ORDER BY seq").fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"no journal can be read at {path}: {error}") from error
+    found: list[dict[str, object]] = []
+    for agent, summary in rows:
+        row = json.loads(summary)
+        row["agent"] = agent
+        found.append(row)
+    return found

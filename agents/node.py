@@ -1,0 +1,175 @@
+"""A node: one process with its key, journal, broker and chain, and the agents that live in it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from coase.escrow.ports import Settlement
+from coase.protocol.identity import Identity
+from coase.protocol.ports import Transport
+from coase.protocol.session import Margins
+
+from .agent import Agent
+from .backends.sqlite import SqliteJournal, StateDirectory
+from .bargain import BuyerBargain
+from .buyer import BuyerDesk
+from .compute.ports import Compute
+from .config import Network, load_network, state_home
+from .desk import Desk
+from .ports import Chance, Codec, Journal
+from .runtime import Runtime, Seat
+from .seller import SellerDesk
+
+log = logging.getLogger(__name__)
+
+EXIT_JOURNAL = 70
+
+
+class SystemChance(Chance):
+    """The operating system's randomness."""
+
+    def take(self, count: int) -> bytes:
+        """Return ``count`` bytes that nobody can guess."""
+        return secrets.token_bytes(count)
+
+
+class Node:
+    """Everything that the agents of one process share."""
+
+    def __init__(
+        self,
+        network: Network,
+        transport: Transport,
+        settlement: Settlement,
+        journal: Journal,
+        *,
+        seed: Identity,
+        compute: Compute | None = None,
+        chance: Callable[[str], Chance] = lambda name: SystemChance(),
+        margins: Margins | None = None,
+    ) -> None:
+        self.network, self.settlement, self.journal = network, settlement, journal
+        self.transport, self.seed, self.compute = transport, seed, compute
+        self.runtime = Runtime(transport, settlement, journal)
+        self._chance, self._margins = chance, margins
+        self.agents: list[Agent] = []
+
+    async def add(self, agent: Agent, *, identity: Identity | None = None) -> Agent:
+        """Give ``agent`` its key and its place; from now on it is found and can buy."""
+        identity = identity or self.seed.derive(agent.name)
+        desk = Desk(
+            Codec(identity, net=self.network.net),
+            self._chance(agent.name),
+            domain=self.settlement.domain,
+            asset=self.settlement.asset,
+            margins=self._margins,
+        )
+        arbiters = tuple(self.network.arbiters)
+        agent.node, agent.buying = self, BuyerDesk(desk, arbiters=arbiters)
+        desk.buyer = agent.buying
+        capabilities: tuple[str, ...] = ()
+        if agent.offerings:
+            key = desk.codec.public_key(desk.inbox_secret)
+            agent.selling = SellerDesk(desk, agent=agent.name, arbiters=arbiters, inbox_key=key)
+            for ware in agent.wares(self):
+                agent.selling.sell(ware)
+            desk.seller = agent.selling
+            names = {offering.name for offering in agent.offerings.values()}
+            capabilities = (*agent.offerings, *sorted(names), "any")
+        seat = Seat(
+            name=agent.name,
+            desk=desk,
+            identity=identity,
+            worker=agent.work if agent.offerings else None,
+            checker=agent.check,
+            capabilities=capabilities,
+            restore=lambda: self._restore(agent),
+        )
+        agent.seat = seat
+        self.agents.append(agent)
+        self.runtime.observers.append(agent.observe)
+        await self.runtime.add(seat)
+        return agent
+
+    def _restore(self, agent: Agent) -> None:
+        """Take the agent's own requests out of the journal, where a deal of theirs is bound."""
+        buying = agent.buying
+        if buying is None:
+            return
+        for record in self.journal.open_records(buying.desk.me):
+            if record.kind == "asked":
+                # Whoever bargained is gone: what is bound goes on, what is not lapses.
+                bargain = BuyerBargain(max_price_units=0, deliver_within_s=0)
+                buying.replay(record, bargain)
+        buying.replayed()
+
+
+@asynccontextmanager
+async def open_node(
+    *,
+    network: Network | None = None,
+    state: Path | None = None,
+    name: str = "node",
+    compute: Compute | None = None,
+) -> AsyncIterator[Node]:
+    """Join a network and yield a running node.
+
+    :raises ConfigurationError: if there is no network, or the state directory is taken
+    :raises TransportUnavailable: if the broker does not answer
+    """
+    from .wiring import open_settlement, open_transport, unlock_seed
+
+    network = network or load_network()
+    directory = StateDirectory(state or state_home() / "nodes" / name)
+    try:
+        journal = SqliteJournal(directory.path / "journal.sqlite")
+        try:
+            seed = unlock_seed(network, directory.path)
+            transport = await open_transport(network)
+            try:
+                settlement = await open_settlement(network, journal)
+                try:
+                    node = Node(network, transport, settlement, journal, seed=seed, compute=compute)
+                    async with running(node):
+                        yield node
+                finally:
+                    await settlement.close()
+            finally:
+                await transport.close()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await journal.close()
+    finally:
+        directory.release()
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[Node]:
+    """Run a node's loops around the body."""
+    async with anyio.create_task_group() as group:
+        ready = anyio.Event()
+        group.start_soon(_run, node.runtime, ready)
+        await ready.wait()
+        try:
+            yield node
+        finally:
+            group.cancel_scope.cancel()
+
+
+async def _run(runtime: Runtime, ready: anyio.Event) -> None:
+    await runtime.run(ready=ready.set)
+
+
+async def run_agents(agents: Sequence[Agent], *, state: Path | None = None) -> None:
+    """Join the network with ``agents`` and work until cancelled."""
+    name = agents[0].name if agents else "node"
+    async with open_node(state=state, name=name) as node:
+        for agent in agents:
+            await node.add(agent)
+        await anyio.sleep_forever()

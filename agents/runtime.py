@@ -1,0 +1,361 @@
+"""The runtime: performs what desks ask for, over a real transport, chain, journal and clock.
+
+Records are journalled in groups; effects that bind or cost are performed when their group is on
+disk, all others at once. Everything here may be killed at any point: whatever was owed is
+derived again from the journal and the chain.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from coase.escrow.ports import Settlement
+from coase.protocol.errors import (
+    CallReverted,
+    ChainUnavailable,
+    CoaseError,
+    LocalError,
+)
+from coase.protocol.identity import Identity
+from coase.protocol.ports import Transport
+from coase.protocol.session import Thread
+from coase.protocol.types import AgentId, Head, JobView
+
+from .desk import Desk
+from .ports import Journal
+from .steps import DoCheck, DoWork, Effect, Notice, OnChain, Publish, Step, Transmit
+from .supervisor import attempt, supervise
+
+log = logging.getLogger(__name__)
+
+CHAIN_POLL_S: Final = 0.2  # A local block a second is seen within a fifth of it.
+CHAIN_RETRY_MS: Final = 1_000
+CALL_REPEAT_MS: Final = 6_000  # A call that went through shows in the view long before.
+SLEEP_MAX_S: Final = 0.5
+FULL_LOOK_S: Final = 5.0
+BLOCK_S: Final = 12  # The slowest chain that matters; with it the block at depth is never newer.
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a seller's handler made, and what it used."""
+
+    result: str
+    to_seller_units: int
+    usage: dict[str, int] = field(default_factory=dict)
+
+
+Worker = Callable[[Thread], Awaitable[Done]]
+Checker = Callable[[Thread], Awaitable[str]]
+Observer = Callable[[AgentId, Notice], None]
+
+
+@dataclass(slots=True)
+class Seat:
+    """One agent at work in a node."""
+
+    name: str
+    desk: Desk
+    identity: Identity
+    worker: Worker | None = None
+    checker: Checker | None = None
+    capabilities: tuple[str, ...] = ()
+    restore: Callable[[], None] = lambda: None
+
+
+def clock_ms() -> int:
+    """Return the wall clock in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Runtime:
+    """Runs the desks of one node's agents."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        settlement: Settlement,
+        journal: Journal,
+        *,
+        now_ms: Callable[[], int] = clock_ms,
+    ) -> None:
+        self.transport, self.settlement, self.journal = transport, settlement, journal
+        self.now_ms = now_ms
+        self.seats: dict[AgentId, Seat] = {}
+        self.observers: list[Observer] = []
+        self.head = Head(0, 0)
+        self.chain_error = ""
+        self._group: TaskGroup | None = None
+        self._wake = anyio.Event()
+        self._poll = anyio.Event()
+        self._outgoing: deque[Transmit | Publish] = deque()
+        self._to_send = anyio.Event()
+        self._waiting: deque[tuple[int, Seat, list[Effect]]] = deque()
+        self._held: dict[str, int] = {}
+        self._to_commit = anyio.Event()
+        self._views: dict[bytes, JobView] = {}
+        self._fatal: BaseException | None = None
+
+    # ---- life --------------------------------------------------------------------------------
+
+    async def run(self, *, ready: Callable[[], None] = lambda: None) -> None:
+        """Run until cancelled.
+
+        :raises JournalFailed: if the disk refuses: the process must end and start again
+        """
+        async with anyio.create_task_group() as group:
+            self._group = group
+            self.head = await self._first_head()
+            for seat in list(self.seats.values()):
+                await self._seat(seat)
+            group.start_soon(supervise, "sender", self._send_loop)
+            group.start_soon(supervise, "committer", self._commit_loop)
+            group.start_soon(supervise, "clock", self._clock_loop)
+            group.start_soon(supervise, "chain", self._chain_loop)
+            ready()
+
+    async def _first_head(self) -> Head:
+        try:
+            return await self.settlement.head()
+        except ChainUnavailable as error:
+            self.chain_error = str(error)
+            return Head(0, 0)
+
+    async def add(self, seat: Seat) -> None:
+        """Give an agent its place; it hears and acts from now on."""
+        self.seats[seat.desk.me] = seat
+        if self._group is not None:
+            await self._seat(seat)
+
+    async def _seat(self, seat: Seat) -> None:
+        desk = seat.desk
+        desk.head = self.head
+        records = self.journal.open_records(desk.me)
+        desk.replay(records, now_ms=self.now_ms())
+        seat.restore()
+        await self.transport.listen(desk.me, lambda wire: self._on_envelope(seat, wire))
+        for capability in seat.capabilities:
+            await self.transport.serve(
+                desk.me, capability, lambda wire: self._on_envelope(seat, wire)
+            )
+        self.apply(seat, desk.tick(now_ms=self.now_ms()))
+        self._poll.set()
+
+    def _on_envelope(self, seat: Seat, wire: bytes) -> None:
+        self.apply(seat, seat.desk.hear(wire, now_ms=self.now_ms()))
+
+    # ---- steps -------------------------------------------------------------------------------
+
+    def apply(self, seat: Seat, step: Step) -> None:
+        """Journal a step's records and perform its effects, at once or when they are on disk.
+
+        :raises JournalFailed: if the journal no longer takes anything
+        """
+        if not step:
+            return
+        group = self.journal.append(step.records) if step.records else 0
+        if step.closed:
+            group = self.journal.close_deals(seat.desk.me, step.closed)
+        if step.wait and not group:
+            group = self.journal.append(())  # What it vouches for was queued before.
+        effects = step.effects
+        if step.wait or any(self._held.get(_deal_of(effect)) for effect in effects):
+            for effect in effects:
+                deal = _deal_of(effect)
+                self._held[deal] = self._held.get(deal, 0) + 1
+            self._waiting.append((group, seat, effects))
+            self._to_commit.set()
+        else:
+            self._perform_all(seat, effects)
+        self._wake.set()
+
+    def nudge(self) -> None:
+        """Look at the clocks and the chain soon: something has changed."""
+        self._wake.set()
+        self._poll.set()
+
+    async def _commit_loop(self) -> None:
+        while True:
+            while self._waiting:
+                group, seat, effects = self._waiting[0]
+                if group:
+                    await self.journal.durable(group)
+                self._waiting.popleft()
+                for effect in effects:
+                    deal = _deal_of(effect)
+                    self._held[deal] -= 1
+                    if not self._held[deal]:
+                        del self._held[deal]
+                self._perform_all(seat, effects)
+            self._to_commit = anyio.Event()
+            await self._to_commit.wait()
+
+    def _perform_all(self, seat: Seat, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._perform(seat, effect)
+
+    def _perform(self, seat: Seat, effect: Effect) -> None:
+        group = self._group
+        match effect:
+            case Transmit() | Publish():
+                self._outgoing.append(effect)
+                self._to_send.set()
+            case Notice():
+                self._notify(seat.desk.me, effect)
+            case OnChain() if group is not None:
+                group.start_soon(self._call, seat, effect)
+            case DoWork() if group is not None:
+                group.start_soon(self._work, seat, effect.deal)
+            case DoCheck() if group is not None:
+                group.start_soon(self._check, seat, effect.deal)
+
+    def _notify(self, agent: AgentId, notice: Notice) -> None:
+        for observer in list(self.observers):
+            observer(agent, notice)
+
+    async def _send_loop(self) -> None:
+        while True:
+            while self._outgoing:
+                effect = self._outgoing.popleft()
+                try:
+                    if isinstance(effect, Transmit):
+                        await self.transport.send(effect.to, effect.wire)
+                    else:
+                        await self.transport.ask(
+                            effect.capability,
+                            effect.wire,
+                            level=effect.level,
+                            prefix=effect.prefix,
+                        )
+                except CoaseError as error:
+                    # Whoever needs an answer says it again; nothing is lost but time.
+                    log.warning("not sent: %s", error)
+            self._to_send = anyio.Event()
+            await self._to_send.wait()
+
+    # ---- what takes time -----------------------------------------------------------------------
+
+    async def _call(self, seat: Seat, effect: OnChain) -> None:
+        error, retry_ms = "", CALL_REPEAT_MS
+        try:
+            await self.settlement.perform(effect.effect_id, effect.call, seat.identity)
+        except CallReverted as reverted:
+            # The world may have moved on: the next look tells what is owed now, if anything.
+            error, retry_ms = f"the escrow refused: {reverted}", CHAIN_RETRY_MS
+        except ChainUnavailable as gone:
+            error, retry_ms = str(gone), CHAIN_RETRY_MS
+        except LocalError as ours:
+            error = f"not sent: {ours}"
+        if error:
+            log.info("%s: %s", effect.effect_id, error)
+        now_ms = self.now_ms()
+        self.apply(
+            seat,
+            seat.desk.call_ended(effect.effect_id, error, retry_ms=retry_ms, now_ms=now_ms),
+        )
+        self._poll.set()
+
+    async def _work(self, seat: Seat, deal: str) -> None:
+        thread = seat.desk.threads.get(deal)
+        worker = seat.worker
+        if thread is None or worker is None:
+            return
+        limit_s = thread.agreed_terms.deliver_by_s - self.now_ms() // 1000
+        done: Done | Exception = TimeoutError("the time to deliver has passed")
+        with anyio.move_on_after(max(limit_s, 0)):
+            done = await attempt(lambda: worker(thread), name=f"{seat.name}'s handler")
+        now_ms = self.now_ms()
+        if isinstance(done, Done):
+            salt = seat.desk.chance.take(32)
+            step = seat.desk.work_done(
+                deal,
+                result=done.result,
+                to_seller_units=done.to_seller_units,
+                usage=done.usage,
+                salt=salt,
+                now_ms=now_ms,
+            )
+        else:
+            why = f"{type(done).__name__}: {done}"[:200]
+            step = seat.desk.work_failed(deal, why, now_ms=now_ms)
+        self.apply(seat, step)
+
+    async def _check(self, seat: Seat, deal: str) -> None:
+        thread = seat.desk.threads.get(deal)
+        checker = seat.checker
+        if thread is None:
+            return
+        verdict: str | Exception = "good"
+        if checker is not None:
+            verdict = await attempt(lambda: checker(thread), name=f"{seat.name}'s check")
+        if isinstance(verdict, Exception):
+            verdict = f"the check failed: {verdict}"
+        self.apply(seat, seat.desk.checked(deal, verdict[:500], now_ms=self.now_ms()))
+
+    # ---- clocks --------------------------------------------------------------------------------
+
+    async def _clock_loop(self) -> None:
+        while True:
+            now_ms = self.now_ms()
+            due_ms = now_ms + int(SLEEP_MAX_S * 1000)
+            for seat in list(self.seats.values()):
+                next_ms = seat.desk.next_ms()
+                if next_ms is None:
+                    continue
+                if next_ms <= now_ms:
+                    self.apply(seat, seat.desk.tick(now_ms=now_ms))
+                    next_ms = seat.desk.next_ms()
+                if next_ms is not None:
+                    # At least a millisecond: a timer that stays due must not spin.
+                    due_ms = min(due_ms, max(next_ms, now_ms + 1))
+            self._wake = anyio.Event()
+            with anyio.move_on_after((due_ms - now_ms) / 1000):
+                await self._wake.wait()
+
+    async def _chain_loop(self) -> None:
+        last_full = 0.0
+        while True:
+            try:
+                head = await self.settlement.head()
+                self.chain_error = ""
+                full = anyio.current_time() - last_full > FULL_LOOK_S
+                if full:
+                    last_full = anyio.current_time()
+                await self._look(head, full=full or head != self.head)
+            except ChainUnavailable as error:
+                self.chain_error = str(error)
+                log.info("chain: %s", error)
+            self._poll = anyio.Event()
+            with anyio.move_on_after(CHAIN_POLL_S):
+                await self._poll.wait()
+
+    async def _look(self, head: Head, *, full: bool) -> None:
+        """Show every desk its deals as the chain has them now."""
+        self.head = head
+        watched = {job: seat for seat in self.seats.values() for job in seat.desk.watched()}
+        views = await self.settlement.jobs(list(watched)) if watched else {}
+        now_ms = self.now_ms()
+        for seat in list(self.seats.values()):
+            theirs = {j: views[j] for j in seat.desk.watched() if j in views}
+            if theirs or full:
+                depth_s = head.time_s - self.settlement.confirmations * BLOCK_S
+                step = seat.desk.look(theirs, head=head, depth_s=depth_s, now_ms=now_ms)
+                self.apply(seat, step)
+
+
+def _deal_of(effect: Effect) -> str:
+    match effect:
+        case Transmit():
+            return effect.to
+        case Publish():
+            return effect.capability
+        case _:
+            return effect.deal
