@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from coase.protocol.effects import Call
-from coase.protocol.identity import Identity
-from coase.protocol.terms import Domain, Terms
-from coase.protocol.types import AgentId, Asset, Head, JobView
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coase.protocol.effects import Call
+    from coase.protocol.identity import Identity
+    from coase.protocol.terms import Domain, Terms
+    from coase.protocol.types import AgentId, Asset, Head, JobView
 
 
 class FundingKind(StrEnum):
@@ -47,6 +50,17 @@ class ChainEvent:
     evidence: bytes = b""
     to_seller_units: int = 0
     to_buyer_units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SentTx:
+    """A signed transaction that may be on its way, as it was kept before it was sent."""
+
+    effect_id: str
+    sender: AgentId
+    nonce: int
+    raw: bytes
+    tx_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +168,74 @@ class Settlement(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release the connection. Safe to repeat."""
+
+
+class TxStore(ABC):
+    """Keeps every signed transaction from before it is sent, so that a crash forgets none.
+
+    One effect may have several: a higher fee is another transaction with the same nonce, and one
+    whose nonce was taken by something else is followed by one with a new nonce.
+    """
+
+    @abstractmethod
+    async def save(
+        self, effect_id: str, sender: AgentId, nonce: int, raw: bytes, tx_hash: str
+    ) -> None:
+        """Keep a transaction; it is on the disk when this returns. The same hash twice is once.
+
+        :raises JournalFailed: if it cannot be kept; it must then not be sent
+        """
+
+    @abstractmethod
+    async def load(self, effect_id: str) -> tuple[SentTx, ...]:
+        """Return the transactions of an effect, oldest first, the finished ones included."""
+
+    @abstractmethod
+    async def all_open(self) -> tuple[SentTx, ...]:
+        """Return the transactions of all effects that are not finished, oldest first."""
+
+    @abstractmethod
+    async def finish(self, effect_id: str) -> None:
+        """Note that the effect is in a block, so that a restart need not send it again."""
+
+    @abstractmethod
+    async def forget(self, effect_id: str, tx_hash: str) -> None:
+        """Drop one transaction that the endpoint refused and that was never sent on."""
+
+
+class MemoryTxStore(TxStore):
+    """A store that lives as long as its process: for tests, and for keys that keep nothing."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, list[SentTx]] = {}
+        self._open: dict[str, None] = {}
+
+    async def save(
+        self, effect_id: str, sender: AgentId, nonce: int, raw: bytes, tx_hash: str
+    ) -> None:
+        """Keep a transaction."""
+        sent = self._sent.setdefault(effect_id, [])
+        if all(old.tx_hash != tx_hash for old in sent):
+            sent.append(SentTx(effect_id, sender, nonce, raw, tx_hash))
+        self._open[effect_id] = None
+
+    async def load(self, effect_id: str) -> tuple[SentTx, ...]:
+        """Return the transactions of an effect."""
+        return tuple(self._sent.get(effect_id, ()))
+
+    async def all_open(self) -> tuple[SentTx, ...]:
+        """Return the transactions of all unfinished effects."""
+        return tuple(sent for effect_id in self._open for sent in self._sent[effect_id])
+
+    async def finish(self, effect_id: str) -> None:
+        """Note that the effect is in a block."""
+        self._open.pop(effect_id, None)
+
+    async def forget(self, effect_id: str, tx_hash: str) -> None:
+        """Drop one transaction."""
+        kept = [sent for sent in self._sent.get(effect_id, ()) if sent.tx_hash != tx_hash]
+        if kept:
+            self._sent[effect_id] = kept
+        else:
+            self._sent.pop(effect_id, None)
+            self._open.pop(effect_id, None)
