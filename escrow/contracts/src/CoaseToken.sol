@@ -93,8 +93,8 @@ contract CoaseToken is ERC20, ERC20Permit, ERC20Votes, ERC3009 {
     /// @dev ECDSA first, as in the escrow: delegated accounts need not know ERC-1271.
     function _checkSigned(address signer, bytes32 structHash, bytes calldata signature) private view {
         bytes32 hash = _hashTypedDataV4(structHash);
-        (address recovered, ECDSA.RecoverError error,) = ECDSA.tryRecoverCalldata(hash, signature);
-        if (error == ECDSA.RecoverError.NoError && recovered == signer) return;
+        (address recovered, ECDSA.RecoverError fault,) = ECDSA.tryRecoverCalldata(hash, signature);
+        if (fault == ECDSA.RecoverError.NoError && recovered == signer) return;
         if (signer.code.length > 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(signer, hash, signature)) {
             return;
         }

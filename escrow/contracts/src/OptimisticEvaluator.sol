@@ -316,8 +316,8 @@ abstract contract OptimisticEvaluator is ERC8183Kernel, EIP712 {
     /// delegated code (EIP-7702) knows no ERC-1271 could never sign.
     function _checkConsent(address signer, bytes32 digest, bytes calldata sig) private view {
         if (msg.sender == signer) return;
-        (address recovered, ECDSA.RecoverError error,) = ECDSA.tryRecoverCalldata(digest, sig);
-        if (error == ECDSA.RecoverError.NoError && recovered == signer) return;
+        (address recovered, ECDSA.RecoverError fault,) = ECDSA.tryRecoverCalldata(digest, sig);
+        if (fault == ECDSA.RecoverError.NoError && recovered == signer) return;
         if (signer.code.length > 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(signer, digest, sig)) return;
         revert BadSignature(signer);
     }
