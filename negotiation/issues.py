@@ -114,6 +114,9 @@ class Private:
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         raise TypeError(f"{type(self).__name__} is private and is neither pickled nor copied")
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} is private and shows no state")
+
 
 class _Issue(Protocol):
     """What the arithmetic needs of one issue; numbers and choices both give it."""
@@ -171,7 +174,9 @@ class _Range(Private):
 
     def start(self, theirs: object, turn: int) -> tuple[object, bool]:
         # What they named themselves tells them nothing, even if it is our very limit.
-        return (self._spoken(), True) if self._over(theirs) else (theirs, True)
+        if theirs is None or self._over(theirs):
+            return self._spoken(), True
+        return theirs, True
 
     def least(self, value: int, start: object) -> object:
         assert isinstance(start, int)
@@ -362,10 +367,26 @@ class Preferences(Private):
             missing -= weight * (issue.value(held[name]) - value)
         return self._proposal(held, toward)
 
-    def at_fixed_price(self, price_units: int, *, toward: Proposal, turn: int = 0) -> Proposal:
-        """Return their proposal at our price, with the rest inside our own limits."""
-        theirs = self._held(toward)
-        held = {name: i.start(theirs[name], turn)[0] for name, i in self._issues.items()}
+    def price_at(self, value: int) -> int:
+        """Return the price that is worth ``value`` millionths by itself, but no reservation."""
+        price = self._issues["price"]
+        floor, _ = price.start(None, 0)
+        units = price.least(value, floor)
+        assert isinstance(units, int)
+        return units
+
+    def at_fixed_price(
+        self, price_units: int, *, toward: Proposal | None = None, turn: int = 0
+    ) -> Proposal:
+        """Return their proposal at our price, with the rest inside our own limits.
+
+        Without a proposal of theirs the rest stands at its aspiration.
+        """
+        if toward is None:
+            held = {name: issue.opening() for name, issue in self._issues.items()}
+        else:
+            theirs = self._held(toward)
+            held = {name: i.start(theirs[name], turn)[0] for name, i in self._issues.items()}
         return self._proposal({**held, "price": price_units}, toward)
 
     def at_least_price(self, proposal: Proposal, price_units: int) -> bool:

@@ -146,7 +146,7 @@ Move = Accept | Counter | Walk
 
 @lru_cache(maxsize=4096)
 def concession(progress: int, e_permille: int) -> int:
-    """Return t^(1/e) in millionths, rounded down, the same on every machine."""
+    """Return t^(1/e) in millionths, to the nearest, the same on every machine."""
     if progress <= 0:
         return 0
     if progress >= FULL:
@@ -154,7 +154,7 @@ def concession(progress: int, e_permille: int) -> int:
     exponent = _CONTEXT.divide(Decimal(1_000), Decimal(e_permille))
     log = _CONTEXT.ln(_CONTEXT.divide(Decimal(progress), Decimal(FULL)))
     power = _CONTEXT.exp(_CONTEXT.multiply(log, exponent))
-    return int(_CONTEXT.multiply(power, Decimal(FULL)))
+    return int(_CONTEXT.to_integral_value(_CONTEXT.multiply(power, Decimal(FULL))))
 
 
 class Strategy(Private, ABC):
@@ -203,29 +203,38 @@ class Strategy(Private, ABC):
 class FixedPrice(Strategy):
     """One price, take it or leave it; the other issues are free within the preferences.
 
-    The price is the aspiration, so a seller that never haggles needs no reservation below it.
+    ``price_value`` says where the price stands: at 1,000,000 it is the aspiration, and towards 0
+    it comes near the reservation.
+
+    :raises ConfigurationError: if ``price_value`` is out of its range
     """
 
-    __slots__ = ()
+    __slots__ = ("_price_units",)
+
+    def __init__(self, preferences: Preferences, *, price_value: int = FULL) -> None:
+        super().__init__(preferences)
+        if not 0 <= price_value <= FULL:
+            raise ConfigurationError("price_value is from 0 to 1,000,000")
+        self._price_units = preferences.price_at(price_value)
 
     def opening(self, view: View) -> Proposal:
-        """Return every issue at its aspiration."""
+        """Return the price, and every other issue at its aspiration."""
         self._check(view)
-        return self._preferences.opening()
+        return self._preferences.at_fixed_price(self._price_units)
 
     def reply(self, view: View) -> Move:
         """Accept what is acceptable at this price or better, else say the price again."""
         theirs = self._answerable(view)
         if isinstance(theirs, Walk):
             return theirs
-        price = self._preferences.price_of(self._preferences.opening())
         acceptable = self._preferences.acceptable(theirs)
-        if acceptable and self._preferences.at_least_price(theirs, price):
+        if acceptable and self._preferences.at_least_price(theirs, self._price_units):
             return Accept(theirs)
         if view.rounds_left <= 0:
             return Walk("rounds")
         turn = view.seed + len(view.mine)
-        return Counter(self._preferences.at_fixed_price(price, toward=theirs, turn=turn))
+        mine = self._preferences.at_fixed_price(self._price_units, toward=theirs, turn=turn)
+        return Counter(mine)
 
 
 class Conceding(Strategy):
@@ -248,11 +257,9 @@ class Conceding(Strategy):
         if isinstance(theirs, Walk):
             return theirs
         target = self.target(view)
-        # What we proposed ourselves stays good enough, also when they say it back later.
-        said = [self._preferences.utility(proposal) for proposal in view.mine]
-        enough = min([target, *(utility for utility in said if utility != BEYOND)])
         worth = self._preferences.utility(theirs)
-        if worth != BEYOND and worth >= enough:
+        # What we proposed ourselves stays good, also when they say it back later.
+        if worth != BEYOND and (worth >= target or theirs in view.mine):
             return Accept(theirs)
         if view.rounds_left <= 0:
             return Walk("rounds")
