@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 [ -d node_modules/solc ] || ./scripts/install.sh
-./scripts/forge build --quiet
+node_modules/.bin/forge build --quiet
 node scripts/artifacts.js
-FOUNDRY_PROFILE=gas ./scripts/forge test --quiet
+FOUNDRY_PROFILE=gas node_modules/.bin/forge test --quiet
 node scripts/gas.js --write

@@ -7,9 +7,9 @@ set -eu
 cd "$(dirname "$0")"
 
 ./scripts/install.sh
-./scripts/forge build --quiet
+node_modules/.bin/forge build --quiet
 node scripts/artifacts.js --check
 rm -rf cache/invariant # Walks that failed once would be walked again instead of these.
-FOUNDRY_PROFILE=test ./scripts/forge test --fuzz-seed "${COASE_FUZZ_SEED:-0xc0a5e}"
-FOUNDRY_PROFILE=gas ./scripts/forge test
+FOUNDRY_PROFILE=test node_modules/.bin/forge test --fuzz-seed "${COASE_FUZZ_SEED:-0xc0a5e}"
+FOUNDRY_PROFILE=gas node_modules/.bin/forge test
 node scripts/gas.js

@@ -14,7 +14,7 @@ const os = require("os");
 const path = require("path");
 
 const ROOT = path.join(__dirname, "..");
-const FORGE = path.join(ROOT, "scripts", "forge");
+const FORGE = path.join(ROOT, "node_modules", ".bin", "forge");
 const KERNEL = "src/ERC8183Kernel.sol";
 const EVALUATOR = "src/OptimisticEvaluator.sol";
 
