@@ -16,6 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.lowlevel
 
+from coase.escrow.funding import (
+    BY_ALLOWANCE,
+    Funding,
+    Purpose,
+    by_authorization,
+    by_permit,
+    deadline_of,
+)
 from coase.escrow.lifecycle import (
     NO_JOB,
     DealCall,
@@ -25,7 +33,6 @@ from coase.escrow.lifecycle import (
     Step,
     Verify,
     apply,
-    bond_nonce,
     check_owed,
     is_signed_by,
     job_id_of,
@@ -54,6 +61,7 @@ RECEIPT_WAIT_MAX_BLOCKS: Final = 8
 RECEIPT_WAIT_MAX_S: Final = 30
 """And if there are no blocks at all: thirty times the interval of a local chain."""
 
+_PERMIT, _AUTHORIZATION = 1, 2  # The contract's numbers; 0 is an allowance.
 _MISSING: Final = object()
 _Undo = list[tuple[Any, Any, Any]]
 """What was overwritten: (table, key, old value), (table, key, _Added), or (list, None, None)."""
@@ -72,19 +80,6 @@ class EffectExistsWithOtherCall(LocalProtocolError):
     def __init__(self, effect_id: str) -> None:
         super().__init__(f"the effect {effect_id!r} was sent before with another call")
         self.effect_id = effect_id
-
-
-@dataclass(frozen=True, slots=True)
-class Funding:
-    """How the party's money gets to the escrow, with what the contract is given for it."""
-
-    kind: FundingKind = FundingKind.ALLOWANCE
-    signature: bytes = b""
-    valid_after_s: int = 0
-    deadline_s: int = UINT256_MAX
-
-
-BY_ALLOWANCE: Final = Funding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,11 +472,10 @@ class MemoryChain:
     def _collect(self, pull: Pull, funding: Funding, now_s: int) -> None:
         """Take a party's money in the way that it chose, as the contract and the token would."""
         owner, units, escrow = pull.owner, pull.units, self.domain.contract
-        if funding.kind is not FundingKind.ALLOWANCE:
-            if len(funding.signature) != SIGNATURE_SIZE_BYTES:
-                kind = list(FundingKind).index(funding.kind)
-                raise CallReverted("BadFunding", kind, len(funding.signature))
-        if funding.kind is FundingKind.AUTHORIZATION:
+        size = len(funding.signature)
+        if funding.kind and (funding.kind > _AUTHORIZATION or size != SIGNATURE_SIZE_BYTES):
+            raise CallReverted("BadFunding", funding.kind, size)
+        if funding.kind == _AUTHORIZATION:
             after_s, before_s = funding.valid_after_s, funding.deadline_s
             digest = receive_digest(
                 self.token_domain, owner, escrow, units, after_s, before_s, pull.nonce
@@ -494,7 +488,7 @@ class MemoryChain:
                 raise CallReverted("ERC3009UsedAuthorization", owner, "0x" + pull.nonce.hex())
             self._set(self._authorizations, (owner, pull.nonce), True)
         else:
-            if funding.kind is FundingKind.PERMIT:
+            if funding.kind == _PERMIT:
                 self._permit(pull, funding, now_s)
             allowed = self.allowance(owner)
             if allowed < units:
@@ -649,29 +643,35 @@ class MemorySettlement(Settlement):
 
     def _fund(self, call: Call, identity: Identity) -> Funding:
         """Return what the escrow needs to take the money of ``call``, signed by its sender."""
-        job_id = b"" if isinstance(call, Withdraw | Invalidate) else job_id_of(call, self.domain)
         match call:
             case Open():
-                units, nonce = call.terms.price_units, job_id
+                units, purpose = call.terms.price_units, Purpose.PRICE
             case Dispute():
-                units, nonce = call.terms.bond_units, bond_nonce(job_id, 1)
+                units, purpose = call.terms.bond_units, Purpose.DISPUTE_BOND
             case Answer():
-                units, nonce = call.terms.bond_units, bond_nonce(job_id, 2)
+                units, purpose = call.terms.bond_units, Purpose.ANSWER_BOND
             case _:
                 return BY_ALLOWANCE
-        chain, owner, escrow = self.chain, identity.address, self.domain.contract
-        token = chain.token_domain
+        chain, escrow, token = self.chain, self.domain.contract, self.chain.token_domain
+        deadline_s = deadline_of(call.terms, purpose)
         if self._funding is FundingKind.AUTHORIZATION:
-            digest = receive_digest(token, owner, escrow, units, 0, UINT256_MAX, nonce)
-        elif self._funding is FundingKind.PERMIT:
-            digest = permit_digest(
-                token, owner, escrow, units, chain.permit_nonce(owner), UINT256_MAX
+            return by_authorization(
+                identity,
+                token,
+                escrow=escrow,
+                units=units,
+                job_id=job_id_of(call, self.domain),
+                purpose=purpose,
+                deadline_s=deadline_s,
             )
-        else:
-            # The standing allowance of a wallet that trusts the escrow to pull from signers only.
-            chain.approve(owner, UINT256_MAX)
-            return BY_ALLOWANCE
-        return Funding(self._funding, identity.sign(digest))
+        if self._funding is FundingKind.PERMIT:
+            nonce = chain.permit_nonce(identity.address)
+            return by_permit(
+                identity, token, escrow=escrow, units=units, nonce=nonce, deadline_s=deadline_s
+            )
+        # The standing allowance of a wallet that trusts the escrow to pull from signers only.
+        chain.approve(identity.address, UINT256_MAX)
+        return BY_ALLOWANCE
 
 
 async def seal_for_ever(

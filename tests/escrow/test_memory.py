@@ -16,12 +16,12 @@ from coase.escrow.backends.memory import (
     REORG_DEPTH_MAX,
     UINT256_MAX,
     EffectExistsWithOtherCall,
-    Funding,
     MemoryChain,
     MemorySettlement,
     seal_for_ever,
 )
-from coase.escrow.ports import FundingKind, Receipt
+from coase.escrow.funding import BY_ALLOWANCE, Funding
+from coase.escrow.ports import Receipt
 from coase.protocol.effects import (
     Answer,
     Call,
@@ -324,7 +324,7 @@ def test_a_unit_from_nowhere_stops_the_chain() -> None:
 def permit(chain: MemoryChain, units: int, *, nonce: int = 0, deadline_s: int = 2000) -> Funding:
     digest = permit_digest(chain.token_domain, BUYER, ESCROW, units, nonce, deadline_s)
     signature = KEYS["buyer"].sign(digest)
-    return Funding(FundingKind.PERMIT, signature, deadline_s=deadline_s)
+    return Funding(1, 0, deadline_s, signature)
 
 
 def authorization(
@@ -332,7 +332,7 @@ def authorization(
 ) -> Funding:
     digest = receive_digest(chain.token_domain, BUYER, ESCROW, units, after_s, before_s, nonce)
     signature = KEYS["buyer"].sign(digest)
-    return Funding(FundingKind.AUTHORIZATION, signature, after_s, before_s)
+    return Funding(2, after_s, before_s, signature)
 
 
 def refusal_of(chain: MemoryChain, terms: Terms, funding: Funding, *, at_s: int = 1001) -> str:
@@ -346,9 +346,9 @@ def refusal_of(chain: MemoryChain, terms: Terms, funding: Funding, *, at_s: int 
 def test_an_allowance_must_suffice_and_is_used_up() -> None:
     chain = new_chain(real=True)
     terms = terms_of(1)
-    assert refusal_of(chain, terms, Funding()) == "ERC20InsufficientAllowance"
+    assert refusal_of(chain, terms, BY_ALLOWANCE) == "ERC20InsufficientAllowance"
     chain.approve(BUYER, 99)
-    assert refusal_of(chain, terms, Funding()) == "ERC20InsufficientAllowance"
+    assert refusal_of(chain, terms, BY_ALLOWANCE) == "ERC20InsufficientAllowance"
     chain.approve(BUYER, 150)
     chain.send("open", opening(chain, terms), BUYER)
     chain.seal(1001)
@@ -393,8 +393,8 @@ def test_an_authorisation_pays_this_deal_and_no_other() -> None:
     late = authorization(chain, job_id, before_s=1001)
     assert refusal_of(chain, terms, late) == "ERC3009InvalidAuthorizationTime"
     assert refusal_of(chain, terms, late, at_s=1000) == ""
-    for kind in (FundingKind.PERMIT, FundingKind.AUTHORIZATION):
-        assert refusal_of(chain, terms, Funding(kind, b"short")) == "BadFunding"
+    for kind, signature in ((1, b"short"), (2, b"short"), (3, good.signature)):
+        assert refusal_of(chain, terms, Funding(kind, 0, 2000, signature)) == "BadFunding"
     poor = terms_of(3, price_units=1001, bond_units=0)
     paper = authorization(chain, poor.digest(chain.domain), units=1001)
     assert refusal_of(chain, poor, paper) == "ERC20InsufficientBalance"
