@@ -27,11 +27,12 @@ from coase.protocol.errors import ComputeFailed, ConfigurationError, DealFailed
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import canonical_json, capability_id, schemas_hash
 from coase.protocol.session import Thread
-from coase.protocol.states import State
+from coase.protocol.states import Role, State
 from coase.protocol.types import AgentId, units_to_text
 
 from .bargain import STYLES, BuyerBargain, SellerBargain, Style
 from .buyer import Ask, AskState, BuyerDesk, Wish
+from .checks import result_fault
 from .compute.ports import Completion as Written
 from .compute.ports import Compute, Prompt
 from .runtime import Done, Runtime, Seat
@@ -283,6 +284,8 @@ class Agent:
                 capability=full,
                 schemas=digest,
                 task=plain,
+                input_schema=canonical_json(type(task).model_json_schema()),
+                output_schema=canonical_json(returns.model_json_schema()),
                 features=features or {"bytes": len(plain.encode())},
                 deliver_within_s=deliver_within,
                 quality_min=quality_min,
@@ -374,13 +377,31 @@ class Agent:
         if len(result.result.encode()) > TEXT_MAX_BYTES:
             return "it is too large"
         if model is None:
-            return "good"
+            return self._check_by_schema(thread)
         try:
             made = model.model_validate_json(result.result)
         except ValidationError as error:
             return f"it does not fit its schema: {_first(error)}"
         fault = extra(made) if extra is not None else None
         return fault or "good"
+
+    def _check_by_schema(self, thread: Thread) -> str:
+        """Check a result of an earlier life of this process, whose models are not at hand."""
+        ask = self._buying().asks.get(thread.request_id)
+        if ask is None or thread.result is None:
+            return "the request is not known any more"
+        return result_fault(thread.result.result, ask.wish.output_schema) or "good"
+
+    def schemas(self, thread: Thread) -> tuple[str, str]:
+        """Return the canonical schemas of a deal's capability, to show to an arbiter."""
+        offering = self.offerings.get(thread.request.capability)
+        if thread.side is Role.SELLER and offering is not None:
+            return (
+                canonical_json(offering.task.model_json_schema()),
+                canonical_json(offering.result.model_json_schema()),
+            )
+        ask = self._buying().asks.get(thread.request_id)
+        return (ask.wish.input_schema, ask.wish.output_schema) if ask is not None else ("{}", "{}")
 
     def observe(self, agent: AgentId, notice: Notice) -> None:
         """Wake whoever waits for the deal that a notice is about."""

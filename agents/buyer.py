@@ -71,6 +71,9 @@ class Wish:
     capability: str
     schemas: bytes
     task: str = field(repr=False)
+    input_schema: str = "{}"
+    output_schema: str = "{}"
+    """Both as canonical JSON: kept with the request, so that a restart can still check."""
     features: dict[str, int] = field(default_factory=dict)
     deliver_within_s: int = 60
     quality_min: int = 0
@@ -149,6 +152,7 @@ class BuyerDesk:
                 "salt": salt.hex(),
                 "secret": secret.hex(),
                 "task": wish.task,
+                "schemas": [wish.input_schema, wish.output_schema],
                 "request": ask.request.model_dump_json(),
             },
             ensure_ascii=False,
@@ -385,6 +389,8 @@ class BuyerDesk:
             capability=request.capability,
             schemas=bytes.fromhex(request.schemas[2:]),
             task=row["task"],
+            input_schema=row["schemas"][0],
+            output_schema=row["schemas"][1],
             features=request.features,
             deliver_within_s=request.deliver_within_s,
             bids_min=request.bids_min,

@@ -345,6 +345,36 @@ class Desk:
         step.effects.append(Notice("said:" + kind, deal, moved))
         return message
 
+    def tell(
+        self,
+        to: AgentId,
+        kind: str,
+        body: dict[str, object],
+        *,
+        now_ms: int,
+        key: str = "",
+        deal: str = "",
+        until_ms: int = 0,
+    ) -> Step:
+        """Say something outside of any thread, as to an arbiter; ``until_ms`` repeats it."""
+        step = Step()
+        plain = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+        message_id = self._id()
+        message = Message(
+            kind=kind,
+            id=message_id,
+            sender=self.me,
+            to=to,
+            deal=deal or message_id,
+            re="",
+            sent_ms=now_ms,
+            expires_ms=now_ms + ENVELOPE_LIFE_MAX_MS,
+            body=parse_body(kind, plain),
+            plain=plain,
+        )
+        self._dispatch(message, key, until_ms, step, now_ms=now_ms)
+        return step
+
     def _message(
         self,
         thread: Thread,
@@ -589,7 +619,7 @@ class Desk:
 
     def _perform(self, thread: Thread, duty: Duty, step: Step, *, now_ms: int) -> bool:
         """Do one duty; return whether it moved the thread."""
-        effect_id = f"{thread.deal}:{duty.name}"
+        effect_id = f"{thread.deal}:{duty.name}@{self.me}"
         if self._retry.get(effect_id, 0) > now_ms:
             return False
         self._retry[effect_id] = NEVER_MS

@@ -16,15 +16,18 @@ from coase.protocol.ports import Transport
 from coase.protocol.session import Margins
 
 from .agent import Agent
+from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
 from .bargain import BuyerBargain
 from .buyer import BuyerDesk
 from .compute.ports import Compute
 from .config import Network, load_network, state_home
 from .desk import Desk
+from .dispute import Advocate, ArbiterFace
 from .ports import Chance, Codec, Journal
 from .runtime import Runtime, Seat
 from .seller import SellerDesk
+from .supervisor import supervise
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +97,29 @@ class Node:
         agent.seat = seat
         self.agents.append(agent)
         self.runtime.observers.append(agent.observe)
+        advocate = Advocate(agent)
+        desk.on_description = advocate.on_description
+        self.runtime.observers.append(
+            lambda who, notice: advocate.observe(who, notice, self.runtime.start)
+        )
         await self.runtime.add(seat)
         return agent
+
+    async def add_arbiter(self, identity: Identity) -> Arbiter:
+        """Give this node an arbiter that rules where both sides name its key."""
+        desk = Desk(
+            Codec(identity, net=self.network.net),
+            self._chance("arbiter"),
+            domain=self.settlement.domain,
+            asset=self.settlement.asset,
+            margins=self._margins,
+        )
+        desk.seller = ArbiterFace(desk)
+        arbiter = Arbiter(identity, self.settlement)
+        desk.on_evidence = arbiter.on_evidence
+        await self.runtime.add(Seat("arbiter", desk, identity, capabilities=("any",)))
+        self.runtime.start(supervise, "arbiter", arbiter.run)
+        return arbiter
 
     def _restore(self, agent: Agent) -> None:
         """Take the agent's own requests out of the journal, where a deal of theirs is bound."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,6 +23,7 @@ from coase.protocol.errors import (
     ChainUnavailable,
     CoaseError,
     LocalError,
+    LocalProtocolError,
 )
 from coase.protocol.identity import Identity
 from coase.protocol.ports import Transport
@@ -176,6 +177,15 @@ class Runtime:
         else:
             self._perform_all(seat, effects)
         self._wake.set()
+
+    def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run ``work`` in the node's task group; it ends with the node at the latest.
+
+        :raises LocalProtocolError: if the node does not run
+        """
+        if self._group is None:
+            raise LocalProtocolError("the node does not run yet")
+        self._group.start_soon(work, *args)
 
     def nudge(self) -> None:
         """Look at the clocks and the chain soon: something has changed."""

@@ -19,9 +19,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from coase.agents.ports import Journal, Record
+from coase.escrow.ports import SentTx, TxStore
 from coase.protocol.errors import ConfigurationError, JournalFailed
 from coase.protocol.types import AgentId
 
@@ -42,8 +43,10 @@ CREATE TABLE IF NOT EXISTS closed (
     seq INTEGER PRIMARY KEY, agent TEXT NOT NULL, deal TEXT NOT NULL, summary BLOB NOT NULL,
     UNIQUE (agent, deal));
 CREATE TABLE IF NOT EXISTS transactions (
-    effect_id TEXT NOT NULL, sender TEXT NOT NULL, nonce INTEGER NOT NULL, raw BLOB NOT NULL,
-    tx_hash TEXT NOT NULL, PRIMARY KEY (effect_id, sender));
+    seq INTEGER PRIMARY KEY, effect_id TEXT NOT NULL, sender TEXT NOT NULL,
+    nonce INTEGER NOT NULL, raw BLOB NOT NULL, tx_hash TEXT NOT NULL,
+    open INTEGER NOT NULL DEFAULT 1, UNIQUE (effect_id, tx_hash));
+CREATE INDEX IF NOT EXISTS transactions_open ON transactions (seq) WHERE open = 1;
 """
 
 
@@ -174,25 +177,13 @@ class SqliteJournal(Journal):
                 )
         return self._put(statements)
 
-    def save_transaction(
-        self, effect_id: str, sender: str, nonce: int, raw: bytes, tx_hash: str
-    ) -> int:
-        """Keep a signed transaction before it is sent, so that it can be sent again."""
-        return self._put(
-            [
-                (
-                    "INSERT OR REPLACE INTO transactions VALUES (?, ?, ?, ?, ?)",
-                    (effect_id, sender, nonce, raw, tx_hash),
-                )
-            ]
-        )
+    def write(self, statement: str, values: Sequence[object]) -> int:
+        """Queue one statement of a store that shares this file; return its group's number."""
+        return self._put([(statement, values)])
 
-    def transactions(self) -> list[tuple[str, str, int, bytes, str]]:
-        """Return all signed transactions as (effect id, sender, nonce, raw, hash)."""
-        rows = self._reader.execute(
-            "SELECT effect_id, sender, nonce, raw, tx_hash FROM transactions"
-        )
-        return [(r[0], r[1], r[2], bytes(r[3]), r[4]) for r in rows]
+    def read(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, as of the last commit."""
+        return list(self._reader.execute(query, values))
 
     async def durable(self, group: int) -> None:
         """Return once everything up to ``group`` is on disk.
@@ -288,6 +279,46 @@ class SqliteJournal(Journal):
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
             self._reader.close()
+
+
+class SqliteTxStore(TxStore):
+    """Signed transactions in the journal's file, each on disk before it is sent."""
+
+    def __init__(self, journal: SqliteJournal) -> None:
+        self._journal = journal
+
+    async def save(
+        self, effect_id: str, sender: AgentId, nonce: int, raw: bytes, tx_hash: str
+    ) -> None:
+        """Keep a transaction; it is on the disk when this returns."""
+        statement = (
+            "INSERT INTO transactions (effect_id, sender, nonce, raw, tx_hash)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (effect_id, tx_hash) DO UPDATE SET open = 1"
+        )
+        values = (effect_id, sender, nonce, raw, tx_hash)
+        await self._journal.durable(self._journal.write(statement, values))
+
+    async def load(self, effect_id: str) -> tuple[SentTx, ...]:
+        """Return the transactions of an effect, oldest first."""
+        return self._select("WHERE effect_id = ? ORDER BY seq", (effect_id,))
+
+    async def all_open(self) -> tuple[SentTx, ...]:
+        """Return the transactions of all effects that are not finished, oldest first."""
+        return self._select("WHERE open = 1 ORDER BY seq")
+
+    async def finish(self, effect_id: str) -> None:
+        """Note that the effect is in a block. A crash forgets it, and it is looked up again."""
+        self._journal.write("UPDATE transactions SET open = 0 WHERE effect_id = ?", (effect_id,))
+
+    async def forget(self, effect_id: str, tx_hash: str) -> None:
+        """Drop one transaction that the endpoint refused."""
+        statement = "DELETE FROM transactions WHERE effect_id = ? AND tx_hash = ?"
+        await self._journal.durable(self._journal.write(statement, (effect_id, tx_hash)))
+
+    def _select(self, where: str, values: Sequence[object] = ()) -> tuple[SentTx, ...]:
+        query = f"SELECT effect_id, sender, nonce, raw, tx_hash FROM transactions {where}"  # noqa: S608
+        rows = self._journal.read(query, values)
+        return tuple(SentTx(r[0], r[1], r[2], bytes(r[3]), r[4]) for r in rows)
 
 
 def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:

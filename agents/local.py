@@ -1,0 +1,84 @@
+"""A whole market on one machine: broker, chain with contracts and faucet, and an arbiter."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from coase.escrow.backends.devchain import DevChain, start_devchain
+from coase.protocol.backends.broker import EmbeddedBroker
+from coase.protocol.identity import Identity
+
+from .config import NatsAddress, Network
+from .supervisor import supervise
+
+log = logging.getLogger(__name__)
+
+BROKER_DIRECTORY: Final = "broker"
+CHAIN_DIRECTORY: Final = "chain"
+
+
+@asynccontextmanager
+async def local_market(
+    state: Path,
+    *,
+    net: str = "local",
+    arbiter: Identity | None = None,
+    nats_port: int = 0,
+    rpc_port: int = 0,
+    keep: bool = True,
+) -> AsyncIterator[Network]:
+    """Run broker and chain as children of this process and yield the network that they make.
+
+    Both end with this process, however it ends. With ``keep`` the chain continues where it was.
+
+    :raises ConfigurationError: if a port is taken or the state cannot be used
+    """
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    broker = EmbeddedBroker(net=net, port=nats_port, state_dir=state / BROKER_DIRECTORY)
+    with (state / "chain.log").open("ab") as chain_log:
+        chain: DevChain | None = None
+        try:
+            await broker.start()
+            chain = await start_devchain(
+                state=state / CHAIN_DIRECTORY if keep else None, port=rpc_port, log=chain_log
+            )
+            config = broker.client_config()
+            network = Network(
+                net=net,
+                nats=NatsAddress(url=broker.url, user=config.user, password=config.password),
+                rpc=chain.rpc,
+                chain_id=chain.chain_id,
+                token=chain.token,
+                factory=chain.factory,
+                escrow=chain.escrow,
+                arbiters=(arbiter.address,) if arbiter is not None else (),
+                faucet=True,
+                pid=os.getpid(),
+                state=str(state),
+            )
+            async with anyio.create_task_group() as group:
+                group.start_soon(supervise, "broker", lambda: _keep_broker(broker))
+                try:
+                    yield network
+                finally:
+                    group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                if chain is not None:
+                    await chain.close()
+                await broker.stop()
+
+
+async def _keep_broker(broker: EmbeddedBroker) -> None:
+    """Start the broker again, on the same port, whenever it dies."""
+    while True:
+        code = await broker.wait()
+        log.warning("the broker ended with %s and is started again", code)
+        await broker.start()

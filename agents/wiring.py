@@ -1,0 +1,80 @@
+"""From a network file to the real parts: broker, chain and keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from coase.escrow.backends.evm.deploy import give
+from coase.escrow.backends.evm.settlement import EvmSettlement
+from coase.escrow.backends.keystore import open_keystore
+from coase.protocol.backends.nats import NatsTransport
+from coase.protocol.backends.nats_config import NatsConfig, Tls
+from coase.protocol.errors import ConfigurationError
+from coase.protocol.identity import Identity
+
+from .backends.sqlite import SqliteJournal, SqliteTxStore
+from .config import Network
+
+FAUCET_UNITS: Final = 100_000_000  # A hundred tokens: some thousand small deals.
+KEYSTORE_FILE: Final = "keystore.json"
+
+
+async def open_transport(network: Network, *, name: str = "coase") -> NatsTransport:
+    """Connect to the network's broker.
+
+    :raises TransportUnavailable: if it does not answer; says what to do
+    """
+    nats = network.nats
+    config = NatsConfig(
+        urls=tuple(nats.url.split(",")),
+        net=network.net,
+        name=name,
+        user=nats.user,
+        password=nats.password,
+        token=nats.token,
+        creds_file=Path(nats.creds_file) if nats.creds_file else None,
+        tls=Tls(ca_file=Path(nats.ca_file)) if nats.ca_file else None,
+        micro=network.faucet,
+    )
+    return await NatsTransport.connect(config)
+
+
+async def open_settlement(network: Network, journal: SqliteJournal) -> EvmSettlement:
+    """Connect to the network's chain and its escrow.
+
+    :raises ChainUnavailable: if the endpoint does not answer
+    :raises ConfigurationError: if the escrow is not there
+    """
+    settlement = await EvmSettlement.connect(
+        network.rpc,
+        escrow=network.escrow,
+        store=SqliteTxStore(journal),
+        chain_id=network.chain_id,
+    )
+    if settlement.asset.token != network.token:
+        await settlement.close()
+        raise ConfigurationError(
+            f"the escrow {network.escrow} holds {settlement.asset.token}, and the network file"
+            f" says {network.token}; start a fresh network with: coase up"
+        )
+    return settlement
+
+
+async def ensure_funds(
+    settlement: EvmSettlement, network: Network, address: str, *, units: int = FAUCET_UNITS
+) -> int:
+    """Ask the faucet of a local chain if ``address`` is empty; return what it then holds."""
+    balance = await settlement.balance(address)
+    if balance == 0 and network.faucet:
+        await give(settlement.chain, address, token=network.token, units=units)
+        balance = await settlement.balance(address)
+    return balance
+
+
+def unlock_seed(network: Network, directory: Path) -> Identity:
+    """Return the node's seed from its keystore, made if there is none.
+
+    :raises ConfigurationError: if the keystore cannot be opened
+    """
+    return open_keystore(directory / KEYSTORE_FILE, local=network.faucet).seed
