@@ -24,8 +24,9 @@ from .issues import BEYOND, FULL, Preferences, Private, Proposal
 if TYPE_CHECKING:
     from coase.protocol.types import AgentId
 
-# The curve ends here, so that the last word has time to be answered before the deadline.
-LAST_WORD_PERMILLE: Final = 900
+# The curve ends here: what is left carries the last word, its answer and the confirmation of
+# that, as long as a message takes less than a twentieth of the time.
+LAST_WORD_PERMILLE: Final = 800
 # Beyond these the curve is a step, and the exponent would only cost digits.
 E_MIN_PERMILLE: Final = 10
 E_MAX_PERMILLE: Final = 100_000
@@ -110,7 +111,7 @@ class View:
     def progress(self) -> int:
         """How far the thread has come, in millionths: by time or by rounds, whichever is more.
 
-        It is full at the last proposal that can still be answered, and at nine tenths of the time.
+        It is full at the last proposal that can still be answered, and at four fifths of the time.
         """
         span_ms = max((self.deadline_ms - self.started_ms) * LAST_WORD_PERMILLE // 1_000, 1)
         by_time = (self.now_ms - self.started_ms) * FULL // span_ms
