@@ -7,7 +7,7 @@ import {vm} from "./Vm.sol";
 
 /// @notice Every state of a deal, every caller, every function: allowed exactly where the table of
 /// the specification has a row, and then with that row's result.
-contract MatrixTest is Base {
+abstract contract Matrix is Base {
     /// @dev A live phase is tried at four times: at its limit, one second after it, at expiry, and
     /// after `claimRefund`.
     enum When {
@@ -76,7 +76,7 @@ contract MatrixTest is Base {
         uint8 phase;
     }
 
-    uint256 private constant PART = 600;
+    uint256 internal constant PART = 600;
 
     IJobEscrow.Terms internal terms;
     uint256 internal id;
@@ -121,62 +121,6 @@ contract MatrixTest is Base {
     function test_delivered() public {
         openSubmitted(terms);
         _tryTimes("delivered", DELIVERED, block.timestamp + terms.disputeSecs);
-    }
-
-    function test_disputed() public virtual {
-        openDisputed(terms);
-        _tryTimes("disputed", DISPUTED, block.timestamp + terms.answerSecs);
-    }
-
-    function test_answered() public virtual {
-        openAnswered(terms);
-        _tryTimes("answered", ANSWERED, block.timestamp + terms.ruleSecs);
-    }
-
-    function test_closed() public virtual {
-        uint256 fresh = vm.snapshotState();
-        open(terms);
-        uint256 working = vm.snapshotState();
-        _settle(PRICE);
-        _tryClosed("settled for the price", IJobEscrow.How.Settled, working);
-        _settle(0);
-        _tryClosed("settled for nothing", IJobEscrow.How.Settled, working);
-        vm.prank(seller);
-        escrow.decline(terms);
-        _tryClosed("declined", IJobEscrow.How.Declined, working);
-        _pokeAt(terms.deliverBy + 1);
-        _tryClosed("undelivered", IJobEscrow.How.Undelivered, working);
-        _expireAndPoke();
-        _tryClosed("expired, undelivered", IJobEscrow.How.Undelivered, working);
-
-        vm.revertToState(fresh);
-        openSubmitted(terms);
-        uint256 delivered = vm.snapshotState();
-        _settle(PART);
-        _tryClosed("settled for a part", IJobEscrow.How.Settled, delivered);
-        _pokeAt(block.timestamp + terms.disputeSecs + 1);
-        _tryClosed("silent buyer", IJobEscrow.How.SilentBuyer, delivered);
-        _expireAndPoke();
-        _tryClosed("expired, silent buyer", IJobEscrow.How.SilentBuyer, delivered);
-
-        vm.revertToState(fresh);
-        openDisputed(terms);
-        uint256 disputed = vm.snapshotState();
-        _pokeAt(block.timestamp + terms.answerSecs + 1);
-        _tryClosed("silent seller", IJobEscrow.How.SilentSeller, disputed);
-        _expireAndPoke();
-        _tryClosed("expired, silent seller", IJobEscrow.How.SilentSeller, disputed);
-
-        vm.revertToState(fresh);
-        openAnswered(terms);
-        uint256 answered = vm.snapshotState();
-        vm.prank(arbiter);
-        escrow.rule(terms, PART, 0, EVIDENCE, "");
-        _tryClosed("ruled", IJobEscrow.How.Ruled, answered);
-        _pokeAt(block.timestamp + terms.ruleSecs + 1);
-        _tryClosed("silent arbiter", IJobEscrow.How.SilentArbiter, answered);
-        _expireAndPoke();
-        _tryClosed("expired, silent arbiter", IJobEscrow.How.SilentArbiter, answered);
     }
 
     // ----------------------------------------------------------------------------------- table
@@ -398,22 +342,79 @@ contract MatrixTest is Base {
     }
 }
 
+/// @notice With arbiter and bonds: all phases and all ends.
+contract MatrixTest is Matrix {
+    function test_disputed() public {
+        openDisputed(terms);
+        _tryTimes("disputed", DISPUTED, block.timestamp + terms.answerSecs);
+    }
+
+    function test_answered() public {
+        openAnswered(terms);
+        _tryTimes("answered", ANSWERED, block.timestamp + terms.ruleSecs);
+    }
+
+    function test_closed() public {
+        uint256 fresh = vm.snapshotState();
+        open(terms);
+        uint256 working = vm.snapshotState();
+        _settle(PRICE);
+        _tryClosed("settled for the price", IJobEscrow.How.Settled, working);
+        _settle(0);
+        _tryClosed("settled for nothing", IJobEscrow.How.Settled, working);
+        vm.prank(seller);
+        escrow.decline(terms);
+        _tryClosed("declined", IJobEscrow.How.Declined, working);
+        _pokeAt(terms.deliverBy + 1);
+        _tryClosed("undelivered", IJobEscrow.How.Undelivered, working);
+        _expireAndPoke();
+        _tryClosed("expired, undelivered", IJobEscrow.How.Undelivered, working);
+
+        vm.revertToState(fresh);
+        openSubmitted(terms);
+        uint256 delivered = vm.snapshotState();
+        _settle(PART);
+        _tryClosed("settled for a part", IJobEscrow.How.Settled, delivered);
+        _pokeAt(block.timestamp + terms.disputeSecs + 1);
+        _tryClosed("silent buyer", IJobEscrow.How.SilentBuyer, delivered);
+        _expireAndPoke();
+        _tryClosed("expired, silent buyer", IJobEscrow.How.SilentBuyer, delivered);
+
+        vm.revertToState(fresh);
+        openDisputed(terms);
+        uint256 disputed = vm.snapshotState();
+        _pokeAt(block.timestamp + terms.answerSecs + 1);
+        _tryClosed("silent seller", IJobEscrow.How.SilentSeller, disputed);
+        _expireAndPoke();
+        _tryClosed("expired, silent seller", IJobEscrow.How.SilentSeller, disputed);
+
+        vm.revertToState(fresh);
+        openAnswered(terms);
+        uint256 answered = vm.snapshotState();
+        vm.prank(arbiter);
+        escrow.rule(terms, PART, 0, EVIDENCE, "");
+        _tryClosed("ruled", IJobEscrow.How.Ruled, answered);
+        _pokeAt(block.timestamp + terms.ruleSecs + 1);
+        _tryClosed("silent arbiter", IJobEscrow.How.SilentArbiter, answered);
+        _expireAndPoke();
+        _tryClosed("expired, silent arbiter", IJobEscrow.How.SilentArbiter, answered);
+    }
+}
+
 /// @notice The same without bonds: a dispute goes to the arbiter at once, nobody is asked to answer.
-contract MatrixWithoutBondTest is MatrixTest {
+contract MatrixWithoutBondTest is Matrix {
     function adjust() internal override {
         terms.bond = 0;
         terms.defaultToSeller = 0;
     }
 
-    function test_disputed() public override {
+    function test_disputed() public {
         openDisputed(terms);
         vm.assertEq(uint256(phaseOf(id)), uint256(ANSWERED), "no bond, no answer");
         _tryTimes("disputed without bond", ANSWERED, block.timestamp + terms.ruleSecs);
     }
 
-    function test_answered() public override {}
-
-    function test_closed() public override {
+    function test_closed() public {
         openDisputed(terms);
         uint256 answered = vm.snapshotState();
         _pokeAt(block.timestamp + terms.ruleSecs + 1);
@@ -422,7 +423,7 @@ contract MatrixWithoutBondTest is MatrixTest {
 }
 
 /// @notice The same without an arbiter: delivery plus silence pays, there is no dispute.
-contract MatrixWithoutArbiterTest is MatrixTest {
+contract MatrixWithoutArbiterTest is Matrix {
     function adjust() internal override {
         terms.arbiter = address(0);
         terms.bond = 0;
@@ -430,10 +431,7 @@ contract MatrixWithoutArbiterTest is MatrixTest {
         terms.ruleSecs = 0;
     }
 
-    function test_disputed() public override {}
-    function test_answered() public override {}
-
-    function test_closed() public override {
+    function test_closed() public {
         openSubmitted(terms);
         uint256 delivered = vm.snapshotState();
         _pokeAt(block.timestamp + terms.disputeSecs + 1);
