@@ -175,6 +175,10 @@ class EvmSettlement(Settlement):
         """Return all token units that the escrow itself holds."""
         return await self.balance(self.domain.contract)
 
+    async def supply(self) -> int:
+        """Return all units of the token that exist, wherever they are."""
+        return await self._number(self.asset.token, token_abi().encode("totalSupply"))
+
     async def _number(self, to: str, data: bytes) -> int:
         return int.from_bytes(await self.chain.call(to, data, escrow_abi()), "big")
 
