@@ -13,7 +13,8 @@ BIN := .venv/bin
 PACKAGES := protocol negotiation escrow agents tools examples
 SETUP = PYTHON='$(PYTHON)' sh .ci/setup.sh
 
-.PHONY: help demo test test-long check format bench simulate contracts lock wheels clean
+.PHONY: help demo test test-long check style types layers tidy wheels format bench simulate
+.PHONY: contracts lock clean
 .PHONY: run-env dev-env links
 
 help: ## This table
@@ -30,13 +31,23 @@ test: dev-env ## All tests but the slow ones (under eight minutes on two cores)
 test-long: dev-env ## The tests that take minutes or need programs of their own
 	@$(BIN)/pytest -m "slow or live" --timeout 1800 $(ARGS)
 
-check: dev-env links ## Style, types, layers, tidiness, wheels for every platform
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+check: style types layers tidy wheels ## All of the next five
+
+style: dev-env ## Ruff: rules and format
+	$(BIN)/ruff check --output-format concise .
+	$(BIN)/ruff format --check --output-format concise .
+
+types: dev-env links ## mypy --strict over sources and tests
 	$(BIN)/mypy -p coase -p tests
+
+layers: dev-env ## Imports go down only
 	$(BIN)/lint-imports --no-logo
+
+tidy: dev-env ## Sizes, purity, words, links: the code base itself
 	$(BIN)/pytest -q tests/test_tidy.py
-	$(BIN)/python .ci/wheels.py
+
+wheels: dev-env ## Ask the registry: does it all install without a compiler?
+	@$(BIN)/python .ci/wheels.py
 
 format: dev-env ## Rewrite the sources in the style that check wants
 	$(BIN)/ruff check --fix .
@@ -57,9 +68,6 @@ contracts: ## Rebuild and test the Solidity contracts (needs Node)
 lock: dev-env ## Write constraints.txt anew (ARGS=--upgrade takes newer versions)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal \
 	  --python-version 3.11 --no-header --no-annotate --quiet --output-file constraints.txt $(ARGS)
-
-wheels: dev-env ## Only the part of check that asks the registry for wheels
-	@$(BIN)/python .ci/wheels.py
 
 clean: ## Remove everything that can be made again, .venv included
 	rm -rf .venv .venv.discarded-* .links build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
