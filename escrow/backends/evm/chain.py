@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from .abi import Abi
 
 WAIT_MAX_S: Final = 120.0  # Then the caller is told, and may ask again under the same id.
+AWAY_MAX_S: Final = 15.0  # Longer than a local chain needs to start again.
+AWAY_AGAIN_S: Final = 0.5
 REPEAT_EVERY_S: Final = 3.0  # Three blocks of a local chain: the endpoint may have lost it.
+REPEATS_MAX: Final = 32  # The endpoint sees one sender's in order; the rest comes next time.
 BUMP_AFTER_S: Final = 30.0  # Far above a block's time anywhere; then the fee is too low.
 BUMP_PERCENT: Final = 13  # Nodes want 10 more at least, some 12.5.
 TIP_AGE_MAX_S: Final = 10.0
@@ -74,6 +77,8 @@ class _Key:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: bool = False
+    quiet_until: float = 0.0
+    mined: int = 0
     floor: int = 0
     taken: dict[int, SentTx | None] = field(default_factory=dict)
     """What waits; None stands for a transaction that is not ours."""
@@ -187,9 +192,18 @@ class EvmChain:
         :raises ConfigurationError: if the key has no coin for the gas
         :raises ChainUnavailable: if no block has it in time; repeat it under the same id
         """
+        clock = asyncio.get_running_loop().time
         lock = self._effects.setdefault(effect_id, asyncio.Lock())
         async with lock:
-            return await self._send(effect_id, identity, request, abi)
+            away_end = clock() + AWAY_MAX_S
+            while True:
+                began = clock()
+                try:
+                    return await self._send(effect_id, identity, request, abi)
+                except ChainUnavailable:  # Its process may be starting again just now.
+                    if clock() >= away_end or clock() - began >= self._wait_max_s:
+                        raise
+                    await asyncio.sleep(AWAY_AGAIN_S)
 
     async def kept(self, effect_id: str) -> tuple[bytes, bool] | None:
         """Return the calldata kept under ``effect_id`` and whether it failed in a block."""
@@ -209,9 +223,11 @@ class EvmChain:
             return receipt
         # A failed one changed nothing. Its time may have come by now; the trial will tell.
         current = sent[-1] if sent and receipt is None else None
+        key = self._keys.setdefault(identity.address, _Key())
         clock = asyncio.get_running_loop().time
         end = clock() + self._wait_max_s
         bump_at = clock() + BUMP_AFTER_S
+        unsent = True
         while clock() < end:
             if current is None:
                 await self._try(identity.address, request, abi)
@@ -219,25 +235,24 @@ class EvmChain:
                 sent = (*sent, current)
                 bump_at = clock() + BUMP_AFTER_S
             else:
-                taken = await self._push_again(current)
+                taken = await self._push_again(current) if unsent else key.mined <= current.nonce
+            unsent = False
             if not taken:
                 # Its nonce has gone to something: to one of these, or to a stranger.
                 if (receipt := await self._receipt_of(sent)) is not None:
                     return await self._done(effect_id, receipt, request, identity, abi)
-                if not await self._is_past(current):
-                    continue
-                self._reload(identity.address)
-                current = None
+                if await self._is_past(current, key):
+                    key.loaded, current = False, None
                 continue
             left = min(REPEAT_EVERY_S, max(0.0, end - clock()))
             receipt = await self._wait([tx.tx_hash for tx in sent], left)
             if receipt is not None:
                 return await self._done(effect_id, receipt, request, identity, abi)
-            if clock() >= bump_at:
-                current = await self._bump(effect_id, identity, request, current)
+            await self._push_before(current, key, identity)
+            if clock() >= bump_at and key.mined == current.nonce:
+                current, unsent = await self._bump(effect_id, identity, request, current), True
                 sent = (*sent, current)
                 bump_at = clock() + BUMP_AFTER_S
-            await self._push_before(current, identity)
         raise ChainUnavailable(await self._why_not(effect_id, current))
 
     async def _done(
@@ -326,9 +341,6 @@ class EvmChain:
                 key.taken[tx.nonce] = tx
         key.loaded = True
 
-    def _reload(self, address: str) -> None:
-        self._keys.setdefault(address, _Key()).loaded = False
-
     def _mined(self, address: str, tx_hash: str) -> None:
         key = self._keys.get(address)
         if key is None:
@@ -367,17 +379,27 @@ class EvmChain:
             self._trouble = f"{self.endpoint.url} refuses it for now: {error.message}"
         return True
 
-    async def _push_before(self, tx: SentTx, identity: Identity) -> None:
-        """Send again what has to come before ``tx``, and fill a nonce that nobody holds."""
-        try:
-            mined = await self._mined_nonce(tx.sender)
-        except ChainUnavailable:
+    async def _push_before(self, tx: SentTx, key: _Key, identity: Identity) -> None:
+        """Send again what has to come before ``tx``, and fill a nonce that nobody holds.
+
+        Once for all that wait with this key, and only if none of them got into a block meanwhile.
+        """
+        clock = asyncio.get_running_loop().time
+        if key.lock.locked() or clock() < key.quiet_until:
             return
-        key = self._keys.setdefault(tx.sender, _Key())
         async with key.lock:
-            if not key.loaded:
-                await self._load(key, tx.sender)
-            for nonce in range(mined, tx.nonce):
+            key.quiet_until = clock() + REPEAT_EVERY_S
+            try:
+                mined = await self._mined_nonce(tx.sender)
+                if not key.loaded:
+                    await self._load(key, tx.sender)
+            except ChainUnavailable as error:
+                self._trouble = str(error)
+                return
+            moved, key.mined = mined > key.mined, mined
+            if moved:
+                return
+            for nonce in range(mined, min(tx.nonce + 1, mined + REPEATS_MAX)):
                 if nonce not in key.taken:
                     await self._fill(key, identity, nonce)
                 earlier = key.taken[nonce]
@@ -426,17 +448,17 @@ class EvmChain:
         except RpcFailed as error:
             raise ChainUnavailable(f"{self.endpoint.url} tells no nonce: {error}") from error
 
-    async def _is_past(self, tx: SentTx) -> bool:
+    async def _is_past(self, tx: SentTx, key: _Key) -> bool:
         """Return whether the nonce is used up, and by none of ours that we can see.
 
         Receipts may lag behind nonces on an endpoint of several machines, so it looks twice.
         """
-        if await self._mined_nonce(tx.sender) <= tx.nonce:
+        key.mined = await self._mined_nonce(tx.sender)
+        if key.mined <= tx.nonce:
             await asyncio.sleep(self._poll_s)
             return False
         sent = await self.store.load(tx.effect_id)
-        receipt = await self._wait([one.tx_hash for one in sent], REPEAT_EVERY_S)
-        return receipt is None
+        return await self._wait([one.tx_hash for one in sent], REPEAT_EVERY_S) is None
 
     async def _reason(
         self, receipt: TxReceipt, request: Request, sender: str, abi: Abi
