@@ -145,3 +145,14 @@ def other(role: Role) -> Role:
 
 def view(role: Role, history: tuple[Turn, ...], *, now_ms: int = 0, seed: int = 0) -> View:
     return View.of_thread(role, history, started_ms=0, deadline_ms=10_000, now_ms=now_ms, seed=seed)
+
+
+SIDES_PLAIN = {
+    Role.BUYER: Preferences(Role.BUYER, price_units=(100, 300), deliver_within_s=(60, 60)),
+    Role.SELLER: Preferences(Role.SELLER, price_units=(400, 200), deliver_within_s=(60, 60)),
+}
+"""Two sides that talk about the price alone, and would agree on 200 to 300."""
+
+
+def at(price_units: int) -> Proposal:
+    return Proposal(price_units=price_units, deliver_within_s=60)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import _pydecimal
 from dataclasses import replace
 from fractions import Fraction
 from math import isqrt
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coase.negotiation.issues import BEYOND, FULL, Preferences, Proposal, Weights
@@ -28,8 +29,10 @@ from coase.protocol.errors import ConfigurationError, LocalProtocolError
 from coase.protocol.messages import ROUNDS_MAX
 from coase.protocol.states import Role
 from tests.negotiation.sides import (
+    SIDES_PLAIN,
     Ends,
     any_strategy,
+    at,
     conceding,
     ends,
     other,
@@ -56,6 +59,21 @@ def test_the_curve_has_the_same_digits_on_every_machine() -> None:
     ]  # fmt: skip
     assert concession(250_000, 3_000) == 629_961
     assert concession(1, 100_000) == 870_964
+
+
+@settings(max_examples=20)
+@given(st.integers(1, FULL - 1), st.integers(10, 100_000))
+def test_another_implementation_of_the_arithmetic_gives_the_same_digits(
+    progress: int, e_permille: int
+) -> None:
+    """The standard library has decimals twice, in C and in Python, written independently."""
+    other_context = _pydecimal.Context(prec=28, rounding=_pydecimal.ROUND_HALF_EVEN)
+    other_decimal = _pydecimal.Decimal
+    exponent = other_context.divide(other_decimal(1_000), other_decimal(e_permille))
+    log = other_context.ln(other_context.divide(other_decimal(progress), other_decimal(FULL)))
+    power = other_context.exp(other_context.multiply(log, exponent))
+    scaled = other_context.multiply(power, other_decimal(FULL))
+    assert concession(progress, e_permille) == int(other_context.to_integral_value(scaled))
 
 
 @given(st.integers(0, FULL), st.integers(0, FULL), st.integers(10, 100_000))
@@ -199,18 +217,8 @@ def test_a_thread_always_ends_whoever_is_on_the_other_side(data: st.DataObject) 
     assert play(buyer, seller).proposals <= 2 * ROUNDS_MAX
 
 
-SIDES = {
-    Role.BUYER: Preferences(Role.BUYER, price_units=(100, 300), deliver_within_s=(60, 60)),
-    Role.SELLER: Preferences(Role.SELLER, price_units=(400, 200), deliver_within_s=(60, 60)),
-}
-
-
-def at(price_units: int) -> Proposal:
-    return Proposal(price_units=price_units, deliver_within_s=60)
-
-
 def test_a_fixed_price_is_repeated_until_it_is_met() -> None:
-    seller = FixedPrice(SIDES[Role.SELLER])
+    seller = FixedPrice(SIDES_PLAIN[Role.SELLER])
     opening = seller.opening(view(Role.SELLER, ()))
     assert opening == at(400)
     history = (Turn(Role.SELLER, opening, 0), Turn(Role.BUYER, at(399), 1))
@@ -220,7 +228,7 @@ def test_a_fixed_price_is_repeated_until_it_is_met() -> None:
 
 
 def test_ac_next_takes_what_is_as_good_as_the_next_own_proposal() -> None:
-    buyer = TimeDependent(SIDES[Role.BUYER], e_permille=1_000)
+    buyer = TimeDependent(SIDES_PLAIN[Role.BUYER], e_permille=1_000)
     # At half of four fifths of the time the target is one half: 200 of 100 to 300.
     for price, expected in ((200, Accept(at(200))), (201, Counter(at(200)))):
         history = (Turn(Role.SELLER, at(price), 0),)
@@ -228,7 +236,7 @@ def test_ac_next_takes_what_is_as_good_as_the_next_own_proposal() -> None:
 
 
 def test_what_i_proposed_is_still_good_when_they_say_it_back() -> None:
-    stubborn = TimeDependent(SIDES[Role.BUYER], floor=900_000)
+    stubborn = TimeDependent(SIDES_PLAIN[Role.BUYER], floor=900_000)
     history = (
         Turn(Role.SELLER, at(400), 0),
         Turn(Role.BUYER, at(280), 1),  # Less than the floor allows now: clamped by a policy, say.
@@ -238,7 +246,7 @@ def test_what_i_proposed_is_still_good_when_they_say_it_back() -> None:
 
 
 def test_tit_for_tat_gives_what_it_got_and_no_more_than_a_step() -> None:
-    buyer = Reciprocating(SIDES[Role.BUYER], goodwill=0, step_max=200_000)
+    buyer = Reciprocating(SIDES_PLAIN[Role.BUYER], goodwill=0, step_max=200_000)
     still = (
         Turn(Role.SELLER, at(400), 0),
         Turn(Role.BUYER, at(100), 1),
@@ -253,7 +261,7 @@ def test_tit_for_tat_gives_what_it_got_and_no_more_than_a_step() -> None:
 
 @pytest.mark.parametrize("role", [Role.BUYER, Role.SELLER])
 def test_the_deadline_and_the_last_round_end_a_thread(role: Role) -> None:
-    strategy = TimeDependent(SIDES[role])
+    strategy = TimeDependent(SIDES_PLAIN[role])
     bad = at(10_000) if role is Role.BUYER else at(1)
     last = Turn(other(role), bad, 0)
     assert strategy.reply(view(role, (last,), now_ms=10_000)) == Walk("deadline")
@@ -266,16 +274,16 @@ def test_a_buyer_keeps_its_last_round_for_the_sellers_yes() -> None:
     fair = (Turn(Role.BUYER, at(400), 0),)
     spent = replace(view(Role.SELLER, fair), rounds_left=0)
     # A seller says yes with an offer, and cannot without a round; a buyer's accept needs none.
-    assert TimeDependent(SIDES[Role.SELLER]).reply(spent) == Walk("rounds")
+    assert TimeDependent(SIDES_PLAIN[Role.SELLER]).reply(spent) == Walk("rounds")
     cheap = (Turn(Role.SELLER, at(100), 0),)
-    assert TimeDependent(SIDES[Role.BUYER]).reply(
+    assert TimeDependent(SIDES_PLAIN[Role.BUYER]).reply(
         replace(view(Role.BUYER, cheap), rounds_left=0)
     ) == Accept(at(100))
 
 
 @pytest.mark.parametrize("make", [FixedPrice, TimeDependent, Reciprocating])
 def test_a_view_of_the_wrong_side_is_our_own_mistake(make: type[Strategy]) -> None:
-    strategy = make(SIDES[Role.BUYER])
+    strategy = make(SIDES_PLAIN[Role.BUYER])
     with pytest.raises(LocalProtocolError, match="other side"):
         strategy.opening(view(Role.SELLER, ()))
     with pytest.raises(LocalProtocolError, match="no proposal"):
@@ -283,7 +291,7 @@ def test_a_view_of_the_wrong_side_is_our_own_mistake(make: type[Strategy]) -> No
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    side = SIDES[Role.BUYER]
+    side = SIDES_PLAIN[Role.BUYER]
     for e_permille in (9, 100_001):
         with pytest.raises(ConfigurationError):
             TimeDependent(side, e_permille=e_permille)
