@@ -124,6 +124,8 @@ class Agent:
         self.seat: Seat | None = None
         self.selling: SellerDesk | None = None
         self.buying: BuyerDesk | None = None
+        self.bargain_class: type[SellerBargain] = SellerBargain
+        """How it quotes and bargains; a subclass may choose its buyers."""
         self._compute = compute
         self._waits: dict[str, _Wait] = {}
         self._checks: dict[str, tuple[type[BaseModel], Check | None]] = {}
@@ -184,7 +186,7 @@ class Agent:
                 name=offering.name,
                 input_schema=offering.task.model_json_schema(),
                 output_schema=offering.result.model_json_schema(),
-                strategy=SellerBargain(
+                strategy=self.bargain_class(
                     offering.price,
                     node.settlement.asset,
                     deliver_within_s=offering.deliver_within_s,

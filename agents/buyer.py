@@ -158,7 +158,7 @@ class BuyerDesk:
             ensure_ascii=False,
         ).encode()
         step.records.append(Record(self.desk.me, request_id, "asked", now_ms, data))
-        step.effects.append(Notice("asked", request_id))
+        step.effects.append(Notice("asked", request_id, detail=wish.capability))
         self._publish(ask, step, now_ms=now_ms)
         return ask, step
 

@@ -50,7 +50,8 @@ class Network(_Model):
     arbiters: tuple[AddressText, ...] = ()
     faucet: bool = False
     """Whether the chain gives coin and tokens to whoever asks: local chains only."""
-    engine: str = ""
+    bank: str = ""
+    """On a local chain, the address that minted everything and feeds the faucet."""
     pid: int = 0
     state: str = ""
 

@@ -60,6 +60,7 @@ async def local_market(
                 escrow=chain.escrow,
                 arbiters=(arbiter.address,) if arbiter is not None else (),
                 faucet=True,
+                bank=chain.deployer,
                 pid=os.getpid(),
                 state=str(state),
             )

@@ -64,6 +64,7 @@ class SellerStrategy(Protocol):
 class Windows:
     """How long each side has to act on chain, and the bond of a dispute, in the seller's terms."""
 
+    lock_s: int = LOCK_WITHIN_S
     dispute_s: int = 20
     answer_s: int = 20
     rule_s: int = 20
@@ -186,7 +187,7 @@ class SellerDesk:
         request, windows = thread.request, ware.windows
         arbiter = next((a for a in self.arbiters if a in request.arbiters), ZERO_ADDRESS)
         arbitrated = arbiter != ZERO_ADDRESS
-        lock_by_s = now_ms // 1000 + LOCK_WITHIN_S
+        lock_by_s = now_ms // 1000 + windows.lock_s
         price = quote.price_units
         metered = quote.metered
         return Terms(

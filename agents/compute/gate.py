@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from .ports import Chunk, ComputeBusy, Prompt, failed
+from .ports import Chunk, ComputeBusy, Estimate, Prompt, failed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -81,11 +81,27 @@ class Gate:
     """Lets a bounded number of streams through and watches each for silence."""
 
     def __init__(self, name: str, limits: Limits) -> None:
-        self._name = name
+        self.name = name
         self.limits = limits
         self.pace = Pace()
         self._slots = asyncio.Semaphore(limits.concurrency)
         self.inside = 0
+
+    def estimated(
+        self, prompt: Prompt, *, input_tokens: int, exact: bool, loading_ms: int
+    ) -> Estimate:
+        """Return the estimate for a prompt of so many tokens, behind what is queued now."""
+        own_ms = self.pace.expected_ms(input_tokens=input_tokens, output_tokens=prompt.max_tokens)
+        # Whoever is inside is taken to be like this one; so many are served at a time.
+        turns = self.inside // self.limits.concurrency
+        return Estimate(
+            input_tokens=input_tokens,
+            input_tokens_exact=exact,
+            expected_ms=loading_ms + (turns + 1) * own_ms,
+            loading_ms=loading_ms,
+            queued=self.inside,
+            basis=self.pace.basis,
+        )
 
     async def run(
         self, prompt: Prompt, open_stream: Callable[[], AsyncGenerator[Chunk, None]]
@@ -98,7 +114,7 @@ class Gate:
         prompt.check()
         if self.inside >= self.limits.concurrency + self.limits.queue_max:
             raise ComputeBusy(
-                f"{self._name} is busy: {self.inside} requests run or wait already. "
+                f"{self.name} is busy: {self.inside} requests run or wait already. "
                 "Ask later or elsewhere"
             )
         self.inside += 1
@@ -119,14 +135,14 @@ class Gate:
                     chunk = await anext(source, None)
             except TimeoutError:
                 raise failed(
-                    f"{self._name} is silent",
+                    f"{self.name} is silent",
                     why=f"its {which} token did not come within {wait_s} s",
                     todo="The machine may be overloaded or the model still be loading: "
                     "ask again, or take a smaller model",
                 ) from None
             if chunk is None:
                 raise failed(
-                    f"{self._name} stopped in the middle of an answer",
+                    f"{self.name} stopped in the middle of an answer",
                     why="its stream ended without a last chunk",
                     todo="It may have crashed or been stopped: see that it runs and ask again",
                 )

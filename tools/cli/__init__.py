@@ -1,1 +1,11 @@
-"""tools/cli"""
+"""The command line: ``coase``. Each command has ``--json``, ``--help`` with an example, and
+exit codes that mean something."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line; the console script calls this."""
+    from .app import run  # Late: --help and shell completion load nothing else.
+
+    run()

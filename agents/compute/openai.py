@@ -1,0 +1,331 @@
+"""Any server that speaks the OpenAI chat API: vLLM, llama.cpp, LM Studio, a hosted one."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from .gate import Gate, Limits, guess_tokens
+from .ports import (
+    Chunk,
+    Compute,
+    ComputeBusy,
+    DoneReason,
+    Estimate,
+    Logprob,
+    ModelInfo,
+    Prompt,
+    PromptRefused,
+    Usage,
+    failed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+    from coase.protocol.errors import ComputeFailed
+
+CONNECT_MAX_S: Final = 5
+ASK_MAX_S: Final = 10  # For questions that run no model.
+# One token with its top log-probabilities is a few KiB. A server that sends more in one line
+# is broken or hostile.
+LINE_MAX_BYTES: Final = 1024 * 1024
+ERROR_SHOWN_MAX_CHARS: Final = 300
+ERROR_READ_MAX_BYTES: Final = 64 * 1024
+
+
+class OpenAICompute(Compute):
+    """One server, at ``base_url`` (with its ``/v1``); ``model`` None takes its first one.
+
+    ``extra`` goes into the body of every request. ``client`` is for callers that need their
+    own transport; whoever gives it closes it. ``gate`` is for sharing a queue.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str = "",
+        model: str | None = None,
+        limits: Limits | None = None,
+        extra: Mapping[str, Any] | None = None,
+        client: httpx.AsyncClient | None = None,
+        name: str = "",
+        gate: Gate | None = None,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._name = name or f"the OpenAI-compatible server at {self._base_url}"
+        self._model = model
+        self._extra = dict(extra or {})
+        self._gate = gate or Gate(self._name, limits or Limits())
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._owned = client is None
+        # Silence is timed by the gate, which knows the first token from the next.
+        self._client = client or httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+        )
+
+    @property
+    def name(self) -> str:
+        """What it is and where."""
+        return self._name
+
+    async def models(self) -> list[ModelInfo]:
+        """Return what ``/models`` lists; the API tells little more than names."""
+        listed = await self.ask("GET", "/models")
+        try:
+            entries = [entry for entry in listed["data"] if isinstance(entry["id"], str)]
+        except (KeyError, TypeError) as error:
+            raise self._nonsense(repr(listed)) from error
+        infos = [
+            ModelInfo(name=entry["id"], context_tokens=_context_tokens(entry)) for entry in entries
+        ]
+        return sorted(infos, key=lambda info: info.name != self._model)
+
+    async def estimate(self, prompt: Prompt) -> Estimate:
+        """Return a guess from the prompt's size and the pace so far; asks nobody."""
+        prompt.check()
+        tokens = guess_tokens(prompt)
+        return self._gate.estimated(prompt, input_tokens=tokens, exact=False, loading_ms=0)
+
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer as the server sends it."""
+        return self._gate.run(prompt, lambda: self.ungated(prompt))
+
+    async def close(self) -> None:
+        """Close the connections, which ends what runs."""
+        if self._owned:
+            await self._client.aclose()
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Return the JSON answer to a question that runs no model.
+
+        :raises ComputeFailed: if the server is away, refuses, or answers nonsense
+        """
+        url = self._base_url + path
+        try:
+            response = await self._client.request(
+                method, url, json=body, headers=self._headers, timeout=ASK_MAX_S
+            )
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise self._refusal(response.status_code, response.content)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._nonsense(response.text) from error
+
+    async def ungated(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer without a queue or time-outs, for owners of a gate of their own."""
+        begun = monotonic_ns()
+        model = prompt.model or self._model or await self._first_model()
+        path = "/completions" if prompt.text else "/chat/completions"
+        body = {**_body(prompt, model), **self._extra}
+        tally = _Tally(guess_tokens(prompt))
+        try:
+            async with self._client.stream(
+                "POST", self._base_url + path, json=body, headers=self._headers
+            ) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise self._refusal(response.status_code, await _read_some(response))
+                async with aclosing(self._events(response)) as events:
+                    async for event in events:
+                        chunk = self._understood(tally, event)
+                        if chunk is not None:
+                            yield chunk
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if tally.reason:
+            yield tally.last(duration_ms=(monotonic_ns() - begun) // 1_000_000)
+
+    async def _events(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
+        async for line in _lines(response.aiter_bytes()):
+            if line is None:
+                raise self._nonsense(f"a line of over {LINE_MAX_BYTES} bytes")
+            field, _, data = line.partition(b":")
+            if field not in (b"data", b"error"):
+                if field in (b"", b"event", b"id", b"retry"):
+                    continue  # Blank lines, comments (keep-alives) and other fields of SSE.
+                raise self._nonsense(line.decode("utf-8", "replace"))
+            if data.strip() == b"[DONE]":
+                return
+            try:
+                yield json.loads(data)
+            except ValueError as error:
+                raise self._nonsense(data.decode("utf-8", "replace")) from error
+
+    def _understood(self, tally: _Tally, event: Any) -> Chunk | None:
+        if isinstance(event, dict) and event.get("error"):
+            raise failed(
+                f"{self._name} broke off", why=_error_text(event), todo="Ask again or elsewhere"
+            )
+        try:
+            return tally.take(event)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise self._nonsense(repr(event)) from error
+
+    async def _first_model(self) -> str:
+        models = await self.models()
+        if not models:
+            raise failed(
+                f"{self._name} cannot answer", why="it has no model", todo="Load one into it"
+            )
+        self._model = models[0].name
+        return self._model
+
+    def _refusal(self, status: int, content: bytes) -> ComputeFailed:
+        try:
+            why = _error_text(json.loads(content))
+        except ValueError:
+            why = content.decode("utf-8", "replace")
+        why = f"{why[:ERROR_SHOWN_MAX_CHARS] or 'no reason given'} (status {status})"
+        if status in (400, 404, 413, 422):
+            return PromptRefused(f"{self._name} refused the prompt: {why}. Change it or the model")
+        if status in (429, 503):
+            return ComputeBusy(f"{self._name} is busy: {why}. Ask later or elsewhere")
+        todo = "See its log"
+        if status in (401, 403):
+            todo = "See that the API key is right"
+        return failed(f"{self._name} failed", why=why, todo=todo)
+
+    def _away(self, error: httpx.HTTPError) -> ComputeFailed:
+        why = str(error) or type(error).__name__
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            todo = "See that it runs and that the address is right"
+            return failed(f"{self._name} cannot be reached", why=why, todo=todo)
+        return failed(
+            f"{self._name} broke off",
+            why=why,
+            todo="It may have crashed or been stopped: see that it runs and ask again",
+        )
+
+    def _nonsense(self, what: str) -> ComputeFailed:
+        return failed(
+            f"{self._name} does not speak the OpenAI API",
+            why=f"it sent {what[:ERROR_SHOWN_MAX_CHARS]!r}",
+            todo="See that the address is that of the API (it mostly ends in /v1)",
+        )
+
+
+class _Tally:
+    """Turns the events of one answer into chunks and keeps count of the tokens."""
+
+    def __init__(self, input_guess: int) -> None:
+        self.reason: DoneReason = ""
+        self._input_tokens = input_guess
+        self._cached_tokens = 0
+        self._counted = 0
+        self._reported = 0
+
+    def take(self, event: dict[str, Any]) -> Chunk | None:
+        """Return the chunk that an event holds, if it holds any text."""
+        usage = event.get("usage")
+        if usage:
+            self._input_tokens = int(usage["prompt_tokens"])
+            self._reported = int(usage["completion_tokens"])
+            details = usage.get("prompt_tokens_details") or {}
+            self._cached_tokens = int(details.get("cached_tokens") or 0)
+        choices = event.get("choices")
+        if not choices:
+            return None
+        choice = choices[0]
+        if choice.get("finish_reason"):
+            self.reason = "length" if choice["finish_reason"] == "length" else "stop"
+        delta = choice.get("delta") or {}
+        text = str(choice.get("text") or delta.get("content") or "")
+        logprobs = _logprobs(choice.get("logprobs"))
+        # llama.cpp says how many it has written; others send one token an event.
+        written = int((event.get("timings") or {}).get("predicted_n") or 0)
+        tokens = len(logprobs) or (1 if text else 0)
+        if written:
+            tokens = max(0, written - self._counted)
+        if not text and not tokens:
+            return None
+        self._counted += tokens
+        return Chunk(text=text, tokens=tokens, logprobs=logprobs)
+
+    def last(self, *, duration_ms: int) -> Chunk:
+        """Return the last chunk, which makes the tokens add up to what the server reports."""
+        output_tokens = max(self._reported, self._counted)
+        usage = Usage(
+            input_tokens=self._input_tokens,
+            output_tokens=output_tokens,
+            cached_input_tokens=self._cached_tokens,
+            duration_ms=duration_ms,
+        )
+        tokens = output_tokens - self._counted
+        return Chunk(tokens=tokens, done=True, done_reason=self.reason, usage=usage)
+
+
+def _body(prompt: Prompt, model: str) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": prompt.max_tokens,
+        "temperature": prompt.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if prompt.text:
+        body["prompt"] = prompt.text
+    else:
+        body["messages"] = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    if prompt.seed is not None:
+        body["seed"] = prompt.seed
+    if prompt.stop:
+        body["stop"] = list(prompt.stop)
+    if prompt.logprobs:
+        body["logprobs"] = 1 if prompt.text else True  # The older API takes a number.
+    if prompt.response_schema is not None:
+        schema = {"name": "answer", "schema": dict(prompt.response_schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def _logprobs(found: Any) -> tuple[Logprob, ...]:
+    if not found:
+        return ()
+    if found.get("content"):
+        return tuple(Logprob(str(t["token"]), float(t["logprob"])) for t in found["content"])
+    pairs = zip(found.get("tokens") or (), found.get("token_logprobs") or (), strict=True)
+    return tuple(Logprob(str(token), float(logprob)) for token, logprob in pairs)
+
+
+def _context_tokens(entry: dict[str, Any]) -> int:
+    meta = entry.get("meta")
+    found = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else 0)
+    return found if isinstance(found, int) else 0
+
+
+def _error_text(body: Any) -> str:
+    error = body.get("error", body) if isinstance(body, dict) else body
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message)[:ERROR_SHOWN_MAX_CHARS]
+
+
+async def _read_some(response: httpx.Response) -> bytes:
+    content = b""
+    async for part in response.aiter_bytes():
+        content += part
+        if len(content) >= ERROR_READ_MAX_BYTES:
+            break
+    return content[:ERROR_READ_MAX_BYTES]
+
+
+async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
+    """Yield the lines of a byte stream; None for one that is too long."""
+    rest = b""
+    async for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r")
+        if len(rest) > LINE_MAX_BYTES:
+            yield None
+            return
+    if rest:
+        yield rest

@@ -1,0 +1,1 @@
+"""The demonstration: a market of agents on one machine, with everything in it real."""

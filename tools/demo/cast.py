@@ -1,0 +1,271 @@
+"""The cast of the demonstration: who sells what to whom, at which price and by which strategy.
+
+Three levels of supply. A reader buys digests of documents from editors; editors split each
+document and buy summaries of its parts; summarisers buy inference. Two of the summarisers cheat:
+one takes work and never delivers, one delivers what does not fit the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field
+
+from coase.agents.agent import Agent, Job
+from coase.agents.bargain import SellerBargain, Style
+from coase.agents.compute.ports import Prompt
+from coase.agents.seller import Quote, Windows
+from coase.agents.wares import Completion, Inference, Summarise, Summary
+from coase.negotiation.pricing import Price
+from coase.protocol.messages import Request
+
+# Short windows, so that silence has its outcome while somebody watches.
+WINDOWS: Final = Windows(lock_s=6, dispute_s=8, answer_s=8, rule_s=12)
+SYSTEM: Final = "You summarise texts. Answer with one short sentence."
+SUMMARY_TOKENS_MAX: Final = 48
+PROMPT_TOKENS_MAX: Final = 700
+PART_CHARACTERS_MAX: Final = 1_400
+PARTS_MAX: Final = 4
+
+
+class _Ware(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Digest(_Ware):
+    """Input of ``digest``: a document."""
+
+    title: Annotated[str, Field(max_length=200)]
+    text: Annotated[str, Field(min_length=1, max_length=100_000)]
+    number: Annotated[int, Field(ge=0)] = 0
+
+
+class DigestText(_Ware):
+    """Output of ``digest``: one line for each part."""
+
+    title: str
+    lines: Annotated[list[str], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text of the user's, or one that comes with the project."""
+
+    title: str
+    text: str
+
+
+def parts_of(text: str) -> list[str]:
+    """Return a document's parts: paragraphs, joined while short, cut where too long."""
+    parts: list[str] = []
+    for paragraph in (p.strip() for p in text.split("\n\n")):
+        while paragraph:
+            piece, paragraph = paragraph[:PART_CHARACTERS_MAX], paragraph[PART_CHARACTERS_MAX:]
+            if parts and len(parts[-1]) < PART_CHARACTERS_MAX // 10:
+                parts[-1] += "\n" + piece
+            else:
+                parts.append(piece)
+    return parts[:PARTS_MAX]
+
+
+def inference_seller(name: str, *, price: Price, style: Style) -> Agent:
+    """Return an agent that sells what its engine generates, by the token."""
+    agent = Agent(name, by_rounds=True)
+
+    @agent.offers(
+        "inference",
+        price=price,
+        deliver_within=30,
+        strategy=style,
+        capacity=64,
+        windows=WINDOWS,
+        about="a small language model, by the token",
+    )
+    async def infer(task: Inference, job: Job) -> Completion:
+        written = await job.complete(
+            Prompt.ask(
+                task.prompt,
+                system=task.system,
+                max_tokens=task.max_tokens,
+                temperature=task.temperature_permille / 1_000,
+                seed=task.seed,
+            )
+        )
+        return Completion(
+            text=written.text,
+            model=job.agent.compute.name,
+            input_tokens=written.usage.input_tokens,
+            output_tokens=written.usage.output_tokens,
+            finish=written.done_reason or "stop",
+        )
+
+    return agent
+
+
+def summariser(name: str, *, price: Price, style: Style) -> Agent:
+    """Return an agent that summarises with inference that it buys."""
+    agent = Agent(name, by_rounds=True)
+
+    @agent.offers(
+        "summarise",
+        price=price,
+        deliver_within=40,
+        strategy=style,
+        capacity=64,
+        windows=WINDOWS,
+        about="one sentence, with bought inference",
+    )
+    async def summarise(task: Summarise, job: Job) -> Summary:
+        completion = await job.hire(
+            "inference",
+            Inference(
+                prompt=f"Summarise this text in one short sentence:\n\n{task.text}",
+                system=SYSTEM,
+                max_tokens=SUMMARY_TOKENS_MAX,
+                seed=len(task.text),
+            ),
+            returns=Completion,
+            max_price="0.004",
+            deliver_within=30,
+            input_max=PROMPT_TOKENS_MAX,
+            output_max=SUMMARY_TOKENS_MAX,
+            features={"tokens": len(task.text) // 4},
+            reply_within_ms=500,
+            tries=2,
+        )
+        return Summary(summary=" ".join(completion.text.split()) or "(nothing)")
+
+    return agent
+
+
+def editor(name: str, *, price: Price, style: Style) -> Agent:
+    """Return an agent that makes digests out of summaries that it buys."""
+    agent = Agent(name, by_rounds=True)
+
+    @agent.offers(
+        "digest",
+        price=price,
+        deliver_within=75,
+        strategy=style,
+        capacity=64,
+        windows=WINDOWS,
+        about="one line for each part of a document",
+    )
+    async def digest(task: Digest, job: Job) -> DigestText:
+        parts = parts_of(task.text)
+        lines = [""] * len(parts)
+
+        async def one(number: int, part: str) -> None:
+            bought = await job.hire(
+                "summarise",
+                Summarise(text=part, words_max=40),
+                returns=Summary,
+                max_price="0.02",
+                deliver_within=50,
+                features={
+                    "characters": len(part),
+                    "document": task.number,
+                    "part": number,
+                },
+                reply_within_ms=500,
+                tries=3,
+            )
+            lines[number] = bought.summary
+
+        async with anyio.create_task_group() as group:
+            for number, part in enumerate(parts):
+                group.start_soon(one, number, part)
+        return DigestText(title=task.title, lines=lines)
+
+    return agent
+
+
+class _OnlyFor(SellerBargain):
+    """Bids on one part of one document only, so that a demonstration shows each fault once."""
+
+    document, part = 0, 0
+
+    def quote(self, request: Request, buyer: str, *, load: int, now_ms: int) -> Quote | None:
+        """Return a quote for the part that was chosen, None for all others."""
+        where = (request.features.get("document"), request.features.get("part"))
+        if where != (self.document, self.part):
+            return None
+        return super().quote(request, buyer, load=load, now_ms=now_ms)
+
+
+def cheat(
+    name: str,
+    *,
+    price: Price,
+    deliver_within_s: int,
+    document: int,
+    part: int,
+    does: Callable[[Summarise, Job], object],
+) -> Agent:
+    """Return a summariser that undercuts the honest ones and then does what ``does`` does."""
+    agent = Agent(name, by_rounds=True)
+
+    @agent.offers(
+        "summarise",
+        price=price,
+        deliver_within=deliver_within_s,
+        capacity=64,
+        windows=WINDOWS,
+        about="cheap",
+    )
+    async def summarise(task: Summarise, job: Job) -> Summary:
+        made = does(task, job)
+        if made is None:
+            await anyio.sleep_forever()
+        return made  # type: ignore[return-value] # That it is none is the point.
+
+    agent.bargain_class = type("_Only", (_OnlyFor,), {"document": document, "part": part})
+    return agent
+
+
+def cast() -> list[Agent]:
+    """Return all sellers of the demonstration."""
+    return [
+        editor("editor-north", price=Price.per_task("0.080", floor_permille=700), style="boulware"),
+        editor("editor-south", price=Price.per_task("0.075", floor_permille=800), style="linear"),
+        summariser(
+            "scribe-ada", price=Price.per_task("0.016", floor_permille=600), style="conceder"
+        ),
+        summariser(
+            "scribe-ben", price=Price.per_task("0.015", floor_permille=750), style="reciprocal"
+        ),
+        cheat(
+            "scribe-sloth",
+            price=Price.per_task("0.004"),
+            deliver_within_s=8,
+            document=0,
+            part=1,
+            does=lambda task, job: None,
+        ),
+        cheat(
+            "scribe-parrot",
+            price=Price.per_task("0.005"),
+            deliver_within_s=8,
+            document=1,
+            part=0,
+            does=lambda task, job: Completion(
+                text=task.text[:40], model="", input_tokens=0, output_tokens=0
+            ),
+        ),
+        inference_seller(
+            "engine-ant", price=Price.per_million(input="2", output="8"), style="fixed"
+        ),
+        inference_seller(
+            "engine-bee",
+            price=Price.per_million(input="2.4", output="9", floor_permille=600),
+            style="conceder",
+        ),
+        inference_seller(
+            "engine-cicada",
+            price=Price.per_million(input="3", output="12", floor_permille=500),
+            style="boulware",
+        ),
+    ]

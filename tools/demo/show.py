@@ -1,0 +1,247 @@
+"""The demonstration on a screen: what happens as it happens, and who earned what at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from typing import Any, Final
+
+from rich.console import Console, Group
+from rich.layout import Layout
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from coase.agents.steps import Notice
+from coase.protocol.session import Thread
+from coase.protocol.states import Role
+from coase.protocol.types import units_to_text
+
+from .report import deals_of, earnings
+from .story import Outcome
+
+LINES_KEPT: Final = 400
+REFRESH_PER_S: Final = 8
+DECIMALS: Final = 6
+_STYLES: Final = {
+    "asks": "bold cyan",
+    "offers": "white",
+    "counters": "yellow",
+    "agrees": "bold",
+    "locks": "blue",
+    "delivers": "white",
+    "pays": "green",
+    "refund": "bold magenta",
+    "refuses": "bold red",
+    "disputes": "bold red",
+    "answers": "red",
+    "ruling": "bold magenta",
+}
+
+
+def _money(units: int) -> str:
+    return units_to_text(units, DECIMALS)
+
+
+def _price(thread: Thread) -> str:
+    return _money(thread.agreed_terms.price_units)
+
+
+def _ware(thread: Thread) -> str:
+    return thread.request.capability.rpartition("-")[0]
+
+
+class Show:
+    """Turns notices into lines, live in a terminal and one by one elsewhere."""
+
+    def __init__(self, console: Console, *, live: bool) -> None:
+        self._console = console
+        self._started_s = time.monotonic()
+        self._lines: deque[Text] = deque(maxlen=LINES_KEPT)
+        self._names: dict[str, str] = {}
+        self._stage = "starting"
+        self._counts: Counter[str] = Counter()
+        self._open: dict[str, tuple[str, str, str, int]] = {}
+        self._live = Live(console=console, refresh_per_second=REFRESH_PER_S) if live else None
+
+    def __enter__(self) -> Show:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.__exit__(None, None, None)
+
+    def progress(self, text: str) -> None:
+        """Say which part of the demonstration runs now."""
+        self._stage = text
+        self._say(Text(f"· {text}", style="dim"))
+
+    def notice(self, who: str, notice: Notice) -> None:
+        """Show one thing that happened to the agent ``who``."""
+        line = self._line(who, notice)
+        if line is not None:
+            self._say(line)
+        elif self._live is not None:
+            self._live.update(self._render())
+
+    def name(self, address: str) -> str:
+        """Return an agent's name, or the beginning of its address."""
+        return self._names.get(address, address[:8])
+
+    def know(self, names: dict[str, str]) -> None:
+        """Learn what the agents are called."""
+        self._names.update(names)
+
+    def _say(self, line: Text) -> None:
+        stamp = Text(f"{time.monotonic() - self._started_s:5.1f}s ", style="dim")
+        stamped = stamp + line
+        self._lines.append(stamped)
+        if self._live is not None:
+            self._live.update(self._render())
+        else:
+            self._console.print(stamped, soft_wrap=True)
+
+    def _line(self, who: str, notice: Notice) -> Text | None:
+        thread = notice.thread
+        if notice.kind == "asked":
+            self._counts["requests"] += 1
+            return self._verb(who, "asks", f"for {notice.detail.rpartition('-')[0]}")
+        if thread is None:
+            return None
+        other = self.name(thread.counterparty)
+        self._follow(who, notice, thread)
+        buying = thread.side is Role.BUYER
+        match notice.kind:
+            case "said:offer":
+                self._counts["offers"] += 1
+                what = f"{_ware(thread)} to {other} at {_price(thread)}"
+                return self._verb(who, "offers", what)
+            case "said:counter":
+                self._counts["counter-offers"] += 1
+                return self._verb(who, "counters", f"{other} with {_price(thread)}")
+            case "agreed":
+                self._counts["agreements"] += 1
+                return self._verb(who, "agrees", f"with {other}: {_ware(thread)} for {_price(thread)}")
+            case "chain:locked" if buying:
+                return self._verb(who, "locks", f"{_price(thread)} for {other} in the escrow")
+            case "said:result":
+                tokens = thread.result.usage.get("output_tokens", 0) if thread.result else 0
+                self._counts["tokens"] += tokens
+                made = f" ({tokens} tokens)" if tokens else ""
+                return self._verb(who, "delivers", f"{_ware(thread)} to {other}{made}")
+            case "bad_result":
+                return self._verb(who, "refuses", f"{other}'s result: {notice.detail[:90]}")
+            case "chain:disputed" if buying:
+                return self._verb(who, "disputes", f"{other}'s delivery, with a bond")
+            case "chain:answered" if not buying:
+                return self._verb(who, "answers", "the dispute, with a bond; the arbiter decides")
+            case "ended" if buying and thread.job_id:
+                return self._ended(who, other, thread)
+        return None
+
+    def _ended(self, who: str, other: str, thread: Thread) -> Text | None:
+        view = thread.view
+        if thread.state == "settled":
+            self._counts["settled"] += 1
+            paid = f"{other} {_money(view.to_seller_units)} for {_ware(thread)}"
+            return self._verb(who, "pays", paid)
+        if thread.state == "refunded":
+            self._counts["refunded"] += 1
+            if view.how.name == "RULED":
+                return self._verb("arbiter", "ruling", f"against {other}: {who} has its money back")
+            why = view.how.name.lower().replace("_", " ")
+            return self._verb(who, "refund", f"of {_money(view.to_buyer_units)} from {other} ({why})")
+        return None
+
+    def _verb(self, who: str, verb: str, rest: str) -> Text:
+        line = Text(f"{who:>14} ", style="bold")
+        line.append(f"{verb} ", style=_STYLES[verb])
+        line.append(rest)
+        return line
+
+    def _follow(self, who: str, notice: Notice, thread: Thread) -> None:
+        """Keep the table of deals that both have signed and that are not over."""
+        if thread.side is not Role.BUYER or not thread.job_id:
+            return
+        if notice.kind == "ended":
+            self._open.pop(thread.deal, None)
+            return
+        other = self.name(thread.counterparty)
+        units = thread.agreed_terms.price_units
+        stage = "working" if thread.state == "locked" and thread.task_id else str(thread.state)
+        self._open[thread.deal] = (f"{who} ← {other}", _ware(thread), stage, units)
+
+    def _render(self) -> Layout:
+        height = max(self._console.height - 2, 12)
+        layout = Layout()
+        layout.split_column(Layout(name="head", size=3), Layout(name="body"))
+        layout["body"].split_row(Layout(name="feed", ratio=3), Layout(name="deals", ratio=2))
+        counts = "   ".join(f"{name} {count}" for name, count in self._counts.items())
+        seconds = time.monotonic() - self._started_s
+        head = Text(f"{seconds:4.0f} s   {self._stage}   ", style="bold")
+        head.append(counts, style="dim")
+        layout["head"].update(Panel(head, title="Coase", border_style="cyan"))
+        lines = list(self._lines)[-(height - 5) :]
+        layout["feed"].update(Panel(Group(*lines), title="what happens", border_style="dim"))
+        table = Table(box=None, pad_edge=False)
+        for column in ("buyer ← seller", "ware", "state"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("locked", justify="right")
+        for parties, ware, stage, units in list(self._open.values())[-(height - 6) :]:
+            table.add_row(parties, ware, stage, _money(units))
+        layout["deals"].update(Panel(table, title="deals in flight", border_style="dim"))
+        return layout
+
+
+def show_outcome(console: Console, outcome: Outcome, figures: dict[str, Any]) -> None:
+    """Print the texts that were bought, who earned what, and the proof of conservation."""
+    for document in figures["documents"]:
+        lines = "\n".join(f"• {line}" for line in document["lines"])
+        title = f"{document['title']}   ({document['paid']} to {document['seller']})"
+        console.print(Panel(lines, title=title, title_align="left", border_style="green"))
+    for failure in outcome.failures:
+        console.print(Text(f"✗ {failure}", style="red"))
+    table = Table(title="who earned what (COASE)")
+    for column in ("agent", "sells"):
+        table.add_column(column)
+    for column in ("deals", "paid", "gain"):
+        table.add_column(column, justify="right")
+    for name, what, deals, paid, gain in earnings(outcome, DECIMALS):
+        style = "red" if gain.startswith("-") and deals else ""
+        table.add_row(name, what, str(deals or ""), str(paid or ""), gain, style=style)
+    console.print(table)
+    _show_faults(console, outcome)
+    line = (
+        f"{figures['requests']} requests, {figures['offers']} offers,"
+        f" {figures['counter_offers']} counter-offers, {figures['agreements']} agreements:"
+        f" {figures['settled']} settled, {figures['refunded']} refunded,"
+        f" {figures['disputed']} disputed; {figures['tokens_generated']} tokens by"
+        f" {figures['model']} in {figures['wall_s']} s"
+    )
+    console.print(line)
+    _show_conservation(console, outcome, figures)
+
+
+def _show_faults(console: Console, outcome: Outcome) -> None:
+    for deal in deals_of(outcome):
+        if deal.agreed and deal.state == "refunded":
+            how = deal.how.replace("_", " ")
+            console.print(
+                f"{deal.seller} took {deal.capability} from {deal.buyer} and ended [b]{how}[/b]:"
+                f" {_money(deal.agreed_units)} went back"
+            )
+
+
+def _show_conservation(console: Console, outcome: Outcome, figures: dict[str, Any]) -> None:
+    agents = sum(outcome.after.values())
+    total = agents + outcome.held_units + outcome.bank_units
+    mark = "[bold green]conserved[/]" if figures["conserved"] else "[bold red]NOT conserved[/]"
+    console.print(
+        f"{mark}: agents and arbiter {_money(agents)} + escrow {_money(outcome.held_units)}"
+        f" + faucet {_money(outcome.bank_units)} = {_money(total)};"
+        f" minted {_money(outcome.supply_units)}"
+    )
