@@ -265,8 +265,8 @@ def main() -> int:
     except SetupFailed as error:
         say(str(error))
         return EXIT_FAILED
-    except OSError as error:
-        say(f"the set-up could not write: {error}")
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        say(f"the set-up could not read or write: {error}")
         return EXIT_FAILED
     except KeyboardInterrupt:
         say("stopped; make again goes on from there")
