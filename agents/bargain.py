@@ -220,7 +220,7 @@ class SellerBargain:
             Role.SELLER,
             price_units=(max(cap, floor), floor),
             deliver_within_s=(self._deliver_within_s, self._deliver_within_s),
-            quality=(0, self._quality),
+            quality=(self._quality, self._quality),
             verifications=(terms.work.verification,),
             arbiters=(terms.arbiter,),
             rates=tariff.rates if metered else None,
@@ -230,6 +230,8 @@ class SellerBargain:
             [PriceLimit(Role.SELLER, floor), RoundsMax(), AllowedSettlement(("escrow",))]
         )
         talk = Talk(strategy_of(self._style, preferences), policy, now_ms)
+        # The offer that opened the thread was our first turn.
+        talk.turns.append(Turn(Role.SELLER, preferences.opening(), now_ms))
         if len(self._talks) > 10_000:  # Talks that nobody ended; their offers have lapsed.
             self._talks.clear()
         self._talks[thread.deal] = talk

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from coase.protocol.envelope import Message
-from coase.protocol.errors import LocalProtocolError, Refused
+from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
 from coase.protocol.messages import (
     ENVELOPE_LIFE_MAX_MS,
     REQUEST_REPEATS_MS,
@@ -30,6 +30,7 @@ from .steps import Notice, Publish, Step
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
 CLOSING_PAUSE_MS: Final = 250
+ASKS_MAX: Final = 1_000  # Requests remembered after their end, for whoever still asks about them.
 
 
 class Verdict(StrEnum):
@@ -118,7 +119,10 @@ class Ask:
     wire: bytes = b""
     chosen: str = ""
     why: str = ""
+    unpaid: str = ""
+    """Which limit kept us from taking an offer."""
     outcome: Thread | None = None
+    deciding: bool = False
 
 
 class BuyerDesk:
@@ -127,6 +131,7 @@ class BuyerDesk:
     def __init__(self, desk: Desk, *, arbiters: tuple[str, ...] = ()) -> None:
         self.desk, self.arbiters = desk, arbiters
         self.asks: dict[str, Ask] = {}
+        self._live_asks: dict[str, Ask] = {}
         self.reserve: Purse = OpenPurse()
 
     def ask(
@@ -195,7 +200,7 @@ class BuyerDesk:
             key=desk.codec.public_key(secret),
         )
         ask = Ask(request_id, wish, salt, secret, request, now_ms, strategy)
-        self.asks[request_id] = ask
+        self._keep(ask)
         return ask
 
     def _publish(self, ask: Ask, step: Step, *, now_ms: int) -> None:
@@ -214,6 +219,16 @@ class BuyerDesk:
         ask.sent += 1
         wish = ask.wish
         step.effects.append(Publish(wish.capability, ask.wire, wish.level, wish.prefix))
+
+    def reads(self, header: Header) -> bool:
+        """Return whether we still look at offers for the request that ``header`` answers."""
+        ask = self.asks.get(header.re)
+        return (
+            ask is not None
+            and ask.state is AskState.OPEN
+            and ask.bids < ask.wish.bids_max
+            and header.sender not in ask.wish.blocked
+        )
 
     def offered(self, header: Header, *, now_ms: int) -> Thread | None:
         """Return a new thread for a first offer that answers one of our requests."""
@@ -250,13 +265,26 @@ class BuyerDesk:
             step.effects.append(Notice("agreed", thread.deal, thread))
             self._turn_away(ask, step, now_ms=now_ms)
 
+    def _keep(self, ask: Ask) -> None:
+        self.asks[ask.request_id] = self._live_asks[ask.request_id] = ask
+        if len(self.asks) > ASKS_MAX + len(self._live_asks):
+            over = next(key for key in self.asks if key not in self._live_asks)
+            del self.asks[over]
+
     def _live(self, ask: Ask) -> list[Thread]:
         threads = (self.desk.threads.get(deal) for deal in ask.offers)
         return [thread for thread in threads if thread is not None]
 
     def _decide(self, ask: Ask, step: Step, *, now_ms: int) -> None:
-        if ask.state is not AskState.OPEN:
-            return
+        if ask.state is not AskState.OPEN or ask.deciding:
+            return  # What a decision brings about, it also takes into account.
+        ask.deciding = True
+        try:
+            self._weigh(ask, step, now_ms=now_ms)
+        finally:
+            ask.deciding = False
+
+    def _weigh(self, ask: Ask, step: Step, *, now_ms: int) -> None:
         live = self._live(ask)
         offers = [thread for thread in live if thread.state is State.OFFERED]
         closing = now_ms >= ask.request.reply_by_ms or ask.bids >= ask.wish.bids_max
@@ -265,25 +293,41 @@ class BuyerDesk:
                 offers, closing=closing, opened_ms=ask.opened_ms, now_ms=now_ms
             )
             for decision in decisions:
-                self._act(ask, decision, step, now_ms=now_ms)
+                self._try(ask, decision, step, now_ms=now_ms)
         if closing and ask.state is AskState.OPEN and not self._live(ask):
-            self._end(ask, "no offer was acceptable" if ask.bids else "nobody made an offer", step)
+            why = "no offer was acceptable" if ask.bids else "nobody made an offer"
+            self._end(ask, ask.unpaid or why, step)
 
-    def _act(self, ask: Ask, decision: Decision, step: Step, *, now_ms: int) -> None:
-        thread = self.desk.threads[decision.deal]
+    def _try(self, ask: Ask, decision: Decision, step: Step, *, now_ms: int) -> None:
+        thread = self.desk.threads.get(decision.deal)
+        if thread is None or thread.state is not State.OFFERED:
+            return  # It lapsed, or was taken back, while we thought.
+        if ask.state is not AskState.OPEN and decision.verdict is not Verdict.REJECT:
+            return  # One was accepted already.
+        try:
+            self._act(ask, thread, decision, step, now_ms=now_ms)
+        except BudgetExhausted as error:
+            ask.unpaid = str(error)
+            step.effects.append(Notice("budget_exhausted", thread.deal, thread, str(error)))
+            self._reject(thread, "not this time", step, now_ms=now_ms)
+        except LocalProtocolError as error:
+            # A strategy may propose what the rules forbid; that must not stop the desk.
+            step.effects.append(Notice("bad_decision", thread.deal, thread, str(error)))
+
+    def _reject(self, thread: Thread, reason: str, step: Step, *, now_ms: int) -> None:
+        body: dict[str, object] = {"proposal": thread.proposal_id, "reason": reason}
+        self.desk.say(thread.deal, "reject", body, step, now_ms=now_ms, re=thread.proposal_id)
+        self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
+
+    def _act(
+        self, ask: Ask, thread: Thread, decision: Decision, step: Step, *, now_ms: int
+    ) -> None:
         match decision.verdict:
             case Verdict.REJECT:
-                body: dict[str, object] = {
-                    "proposal": thread.proposal_id,
-                    "reason": decision.reason or "not this time",
-                }
-                self.desk.say(
-                    thread.deal, "reject", body, step, now_ms=now_ms, re=thread.proposal_id
-                )
-                self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
+                self._reject(thread, decision.reason or "not this time", step, now_ms=now_ms)
             case Verdict.COUNTER:
                 terms = counter_terms(thread.agreed_terms, decision)
-                body = {
+                body: dict[str, object] = {
                     "answers": thread.proposal_id,
                     "terms": terms_to_wire(terms),
                     "valid_until_ms": now_ms + COUNTER_VALID_MS,
@@ -295,8 +339,8 @@ class BuyerDesk:
                 self._accept(ask, thread, step, now_ms=now_ms)
 
     def _accept(self, ask: Ask, thread: Thread, step: Step, *, now_ms: int) -> None:
-        price = thread.agreed_terms.price_units
-        self.reserve.reserve(thread.deal, price, thread.counterparty, now_ms=now_ms)
+        units = exposure(thread.agreed_terms)
+        self.reserve.reserve(thread.deal, units, thread.counterparty, now_ms=now_ms)
         agree_by_ms = now_ms + AGREE_WITHIN_MS
         digest = thread.agreed_terms.digest(self.desk.domain)
         body: dict[str, object] = {
@@ -339,7 +383,7 @@ class BuyerDesk:
 
     def ticked(self, step: Step, *, now_ms: int) -> None:
         """Repeat requests that have too few bids, and close rounds whose time is up."""
-        for ask in list(self.asks.values()):
+        for ask in list(self._live_asks.values()):
             if ask.state is not AskState.OPEN:
                 continue
             due = ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min
@@ -353,11 +397,13 @@ class BuyerDesk:
     def next_ms(self) -> int | None:
         """Return when the next repetition or closing is due."""
         times = []
-        for ask in self.asks.values():
+        for ask in self._live_asks.values():
             if ask.state is AskState.OPEN:
                 times.append(max(ask.request.reply_by_ms, ask.closing_ms))
                 if ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min:
-                    times.append(ask.opened_ms + REQUEST_REPEATS_MS[ask.sent])
+                    again_ms = ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]
+                    if again_ms < ask.request.reply_by_ms:
+                        times.append(again_ms)
         return min(times, default=None)
 
     def ended(self, thread: Thread, step: Step, *, now_ms: int) -> None:
@@ -378,6 +424,7 @@ class BuyerDesk:
 
     def _end(self, ask: Ask, why: str, step: Step) -> None:
         ask.state, ask.why = AskState.ENDED, why
+        self._live_asks.pop(ask.request_id, None)
         step.closed.append((ask.request_id, b""))
         step.effects.append(Notice("request_ended", ask.request_id, ask.outcome, why))
 
@@ -399,7 +446,7 @@ class BuyerDesk:
         salt, secret = bytes.fromhex(row["salt"]), bytes.fromhex(row["secret"])
         ask = Ask(record.deal, wish, salt, secret, request, record.at_ms, strategy)
         ask.sent = len(REQUEST_REPEATS_MS)  # Bidders of the first life are gone.
-        self.asks[record.deal] = ask
+        self._keep(ask)
 
     def replayed(self) -> None:
         """Find out, after the whole journal was folded, where each request stands."""
@@ -413,9 +460,9 @@ class BuyerDesk:
                 ask.chosen = thread.deal
                 accepting = thread.state is State.ACCEPTED
                 ask.state = AskState.ACCEPTING if accepting else AskState.BOUND
-                price = thread.agreed_terms.price_units
+                units = exposure(thread.agreed_terms)
                 self.reserve.reserve(
-                    thread.deal, price, thread.counterparty, now_ms=thread.opened_ms
+                    thread.deal, units, thread.counterparty, now_ms=thread.opened_ms
                 )
 
 
@@ -440,6 +487,11 @@ class OpenPurse:
 
     def release(self, deal: str) -> None:
         """Give nothing back."""
+
+
+def exposure(terms: Terms) -> int:
+    """Return the most that a deal can take from its buyer: the price, and the bond of a dispute."""
+    return terms.price_units + terms.bond_units
 
 
 def counter_terms(terms: Terms, decision: Decision) -> Terms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,6 @@ from .backends.sqlite import SqliteJournal, SqliteTxStore
 from .config import Network
 
 FAUCET_UNITS: Final = 100_000_000  # A hundred tokens: some thousand small deals.
-KEYSTORE_FILE: Final = "keystore.json"
 
 
 async def open_transport(network: Network, *, name: str = "coase") -> NatsTransport:
@@ -75,6 +75,21 @@ async def ensure_funds(
 def unlock_seed(network: Network, directory: Path) -> Identity:
     """Return the node's seed from its keystore, made if there is none.
 
-    :raises ConfigurationError: if the keystore cannot be opened
+    On a local chain the pass phrase is a random file beside the keystore; elsewhere it comes
+    from $COASE_PASSPHRASE_FILE.
+
+    :raises ConfigurationError: if the keystore cannot be opened; says what to do
     """
-    return open_keystore(directory / KEYSTORE_FILE, local=network.faucet).seed
+    if network.faucet:
+        return open_keystore(directory)
+    path = os.environ.get("COASE_PASSPHRASE_FILE", "")
+    if not path:
+        raise ConfigurationError(
+            "this network is not a local one, so the keystore needs a pass phrase of yours: put it"
+            " into a file that only you can read and name it in COASE_PASSPHRASE_FILE"
+        )
+    try:
+        phrase = Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    return open_keystore(directory, passphrase=phrase)

@@ -134,6 +134,9 @@ def summariser(name: str, *, price: Price, style: Style) -> Agent:
             output_max=SUMMARY_TOKENS_MAX,
             features={"tokens": len(task.text) // 4},
             reply_within_ms=500,
+            strategy="boulware",
+            rounds=4,
+            shortlist=2,
             tries=2,
         )
         return Summary(summary=" ".join(completion.text.split()) or "(nothing)")
@@ -171,6 +174,9 @@ def editor(name: str, *, price: Price, style: Style) -> Agent:
                     "part": number,
                 },
                 reply_within_ms=500,
+                strategy="boulware",
+                rounds=4,
+                shortlist=2,
                 tries=3,
             )
             lines[number] = bought.summary

@@ -211,6 +211,8 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
                 max_price="0.1",
                 deliver_within=90,
                 reply_within_ms=500,
+                strategy="boulware",
+                rounds=4,
                 features={"characters": len(document.text)},
                 tries=2,
                 key=f"document {number}",
