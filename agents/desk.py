@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -24,7 +23,7 @@ from coase.protocol.errors import (
 )
 from coase.protocol.messages import (
     AWAITED,
-    CLOCK_SKEW_MAX_MS,
+    BODIES,
     ENVELOPE_LIFE_MAX_MS,
     ENVELOPE_SIZE_MAX_BYTES,
     Body,
@@ -56,7 +55,17 @@ from coase.protocol.states import BOUND, Role, State
 from coase.protocol.terms import Domain, ack_digest, settlement_digest
 from coase.protocol.types import AgentId, Asset, Head, JobView
 
-from .history import summary, thread_from_json, view_from_json, view_to_json
+from .admission import Admission
+from .heard import Heard
+from .history import (
+    message_from_json,
+    message_to_json,
+    summary,
+    thread_from_json,
+    thread_to_json,
+    view_from_json,
+    view_to_json,
+)
 from .outbox import Outbox
 from .pieces import Pieces
 from .ports import Chance, Codec, Record
@@ -73,12 +82,11 @@ from .steps import (
 )
 
 ACK_DELAY_MS: Final = 200  # With an ack for everything the throughput halves.
-SEEN_MAX: Final = 200_000  # Ids remembered; about 40 MB. The oldest go first.
 THREADS_MAX: Final = 50_000  # Open threads of one agent; a request beyond is not answered.
 DEAD_LETTERS_MAX: Final = 1_000
-ANSWERS_MAX: Final = 20_000  # Answers kept for repetitions; about 1 KiB each.
 DUTY_ROUNDS_MAX: Final = 4  # A duty leads to another at most this often in one step.
 NEVER_MS: Final = 2**62
+DUTY_PAUSE_MS: Final = 1_000  # Before a duty is tried again that we ourselves may not do now.
 
 
 class Desk:
@@ -111,9 +119,9 @@ class Desk:
         self.dead: list[DeadLetter] = []
         self.counts: dict[str, int] = {}
         self._outbox = Outbox(self._encode_out)
-        self._seen: OrderedDict[str, int] = OrderedDict()
-        self._answers: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
-        self._acks: dict[str, tuple[int, Header]] = {}
+        self.admission = Admission()
+        self._heard = Heard()
+        self._acks: dict[tuple[AgentId, str], tuple[int, Header]] = {}
         self._retry: dict[str, int] = {}
         self._timers: list[tuple[int, str]] = []
         self._bound: dict[str, None] = {}
@@ -138,56 +146,91 @@ class Desk:
             return step
         if header.sender == self.me:
             return step
-        if header.id in self._seen:
-            self._again(header, step, now_ms=now_ms)
-            return step
         verified = False
         try:
-            check_times(header, now_ms=now_ms)
-            self._admit(header)
+            stranger = self._admit(header, now_ms=now_ms)
             self.codec.authenticate(wire, header)
             verified = True
-            self._remember(header)
+            if stranger:
+                self.admission.verified(header.sender, now_ms=now_ms)
+            if self._heard.knows(header.sender, header.id):
+                self._again(header, step, now_ms=now_ms)
+                return step
+            self._heard.remember(header.sender, header.id, expires_ms=header.expires_ms)
+            self._check_times(header, now_ms=now_ms)
             self._route(header, step, now_ms=now_ms)
         except BadSignature:
             self._count("bad_signature")
         except RemoteProtocolError as error:
-            refusal = (
-                error if isinstance(error, Refused) else Refused("wrong_state", str(error)[:200])
-            )
-            self._refuse(header, refusal, step, verified=verified, now_ms=now_ms)
+            self._refuse(header, _refusal(error), step, verified=verified, now_ms=now_ms)
         except LocalProtocolError as error:
             # Our own answer was not allowed any more, say because a deadline had just passed.
             self._count("late_move")
             self._bury(header, str(error), now_ms=now_ms)
         return step
 
-    def _admit(self, header: Header) -> None:
-        """Refuse, before the costly signature check, what cannot be meant for us."""
+    def _admit(self, header: Header, *, now_ms: int) -> bool:
+        """Return whether the sender is a stranger.
+
+        What cannot be meant for us is refused before the costly look at its signature, and so
+        is what comes from strangers in a flood: nothing is answered then.
+        """
         if header.kind in ("request", "describe"):
             if self.seller is None:
                 raise Refused("unsupported", "this agent sells nothing")
             if len(self.threads) >= THREADS_MAX:
                 raise Refused("capacity", "too many open threads")
+            if header.kind == "request" and not self.admission.funded(header.sender):
+                raise Refused("funds", "a buyer that cannot pay")
         elif header.to == "*":
             raise Refused("malformed", f"{header.kind} is not for everybody")
+        thread = self.threads.get(header.deal)
+        if thread is not None and thread.counterparty == header.sender:
+            return False
+        if header.kind == "offer" and self.buyer is not None and not self.buyer.reads(header):
+            raise Refused("capacity", "no more offers are read for this request")
+        if self._outbox.awaits(header.re, header.sender):
+            return False
+        if not self.admission.admit(header.sender, now_ms=now_ms):
+            raise Refused("capacity", "too much from strangers")
+        return True
 
-    def _remember(self, header: Header) -> None:
-        self._seen[header.id] = header.expires_ms + 2 * CLOCK_SKEW_MAX_MS
-        if len(self._seen) > SEEN_MAX:
-            self._seen.popitem(last=False)
+    def _check_times(self, header: Header, *, now_ms: int) -> None:
+        """Return if the envelope is alive by our clock.
+
+        Who tells us that our clock is wrong cannot be alive by it: a NACK that answers us counts
+        by our question's life.
+        """
+        try:
+            check_times(header, now_ms=now_ms)
+        except Refused:
+            if header.kind == "nack" and self._outbox.awaits(header.re, header.sender):
+                return
+            if header.expires_ms < now_ms:
+                # Remembered from now on, or each replay of old bytes would be answered.
+                expires_ms = now_ms + ENVELOPE_LIFE_MAX_MS
+                self._heard.remember(header.sender, header.id, expires_ms=expires_ms)
+            raise
 
     def _again(self, header: Header, step: Step, *, now_ms: int) -> None:
         """Answer a repetition with the very bytes of the first answer, if there are any."""
         self._count("repeated")
-        answer = self._answers.get(header.id)
-        if answer is not None and answer[0] == header.sender:
-            step.effects.append(Transmit(header.sender, answer[1]))
+        message_id = header.id
+        if header.kind == "piece":
+            # Once the whole was taken, that is what its sender wants to hear.
+            message_id = self._pieces.whole_of(header.sender, header.id) or header.id
+        answer = self._heard.answered(header.sender, message_id, now_ms=now_ms)
+        if answer:
+            step.effects.append(Transmit(header.sender, answer))
+            # The first answer may be waiting for the disk still.
+            step.wait = True
         elif header.kind in AWAITED or header.kind in ("piece", "evidence"):
-            if header.id in self._seen and header.id not in self._acks:
-                self._acks[header.id] = (now_ms, header)
+            again = header.model_copy(update={"id": message_id})
+            self._acks.setdefault((header.sender, message_id), (now_ms, again))
 
     def _route(self, header: Header, step: Step, *, now_ms: int) -> None:
+        if header.kind not in BODIES and header.kind != "piece":
+            raise Refused("unknown_kind", header.kind)
         if header.kind == "request":
             if self.seller is not None:
                 request = open_body(header, header.body.encode()).body
@@ -224,12 +267,12 @@ class Desk:
     def _take(self, header: Header, plain: bytes, step: Step, *, now_ms: int) -> None:
         """Handle a message whose body is open: move the thread, journal it, react."""
         message = open_body(header, plain)
-        self._outbox.answered(message.re)
+        self._outbox.answered(message.re, by=header.sender)
         if isinstance(message.body, Evidence):
             if self.on_evidence is None:
                 raise Refused("unsupported", "this agent is no arbiter")
             self.on_evidence(message, message.body)
-            self._acks[header.id] = (now_ms, header)
+            self._acks[(header.sender, header.id)] = (now_ms, header)
             return
         thread = self._thread_for(header, now_ms=now_ms)
         if header.kind == "accept" and self.seller is not None:
@@ -243,7 +286,7 @@ class Desk:
             self._record_thread(moved, step, now_ms=now_ms)
         self._record(step, moved, "heard", message, now_ms=now_ms)
         if message.kind in AWAITED and message.kind not in ("accept", "agreed"):
-            self._acks[header.id] = (now_ms + ACK_DELAY_MS, header)
+            self._acks[(header.sender, header.id)] = (now_ms + ACK_DELAY_MS, header)
         step.effects.append(Notice("heard:" + message.kind, moved.deal, moved))
         half = self.buyer if moved.side is Role.BUYER else self.seller
         if half is not None:
@@ -261,6 +304,9 @@ class Desk:
         if not isinstance(message.body, Nack):
             return
         self._count("nack_received")
+        if message.body.reason == "clock":
+            ahead_ms = now_ms - message.body.now_ms
+            step.effects.append(Notice("clock", header.deal, detail=f"ours is {ahead_ms} ms ahead"))
         sent = known.message.kind if known is not None else "message"
         self._bury(header, f"{sent}: {message.body.reason} {message.body.detail}", now_ms=now_ms)
         thread = self.threads.get(header.deal)
@@ -278,11 +324,22 @@ class Desk:
             raise Refused("unknown_deal", "you are not a side of this thread")
         if thread is None and self.on_evidence is None:
             raise Refused("unknown_deal", header.deal)
+        if thread is not None and thread.state not in BOUND:
+            raise Refused("wrong_state", "nothing before the agreement is as large")
         whole = self._pieces.add(header, self.codec.unseal(header, secret), now_ms=now_ms)
-        # An ack says that the piece is safe; the sender repeats the rest only.
-        self._acks[header.id] = (now_ms, header)
-        if whole is not None:
+        # An ack says that the piece is here; until the whole is taken it may yet be lost.
+        self._acks[(header.sender, header.id)] = (now_ms, header)
+        if whole is None:
+            return
+        if self._heard.knows(header.sender, whole.header.id):
+            self._again(whole.header, step, now_ms=now_ms)
+            return
+        whole_id = whole.header.id
+        self._heard.remember(header.sender, whole_id, expires_ms=header.expires_ms)
+        try:
             self._take(whole.header, whole.plain, step, now_ms=now_ms)
+        except RemoteProtocolError as error:
+            self._refuse(whole.header, _refusal(error), step, verified=True, now_ms=now_ms)
 
     def _describe(self, header: Header, step: Step, *, now_ms: int) -> None:
         body = open_body(header, header.body.encode()).body
@@ -311,7 +368,7 @@ class Desk:
         wire = self._encode(
             "nack", self._id(), header.sender, header.deal, header.id, plain, "", now_ms
         )
-        self._keep_answer(header.id, header.sender, wire)
+        self._heard.answer(header.sender, header.id, wire, now_ms=now_ms)
         step.effects.append(Transmit(header.sender, wire))
 
     # ---- what goes out -------------------------------------------------------------------
@@ -337,11 +394,11 @@ class Desk:
         parsed = parse_body(kind, plain)
         message = self._message(thread, kind, parsed, plain, re, message_id, now_ms=now_ms)
         moved = say(thread, message, now_ms=now_ms)
+        self._dispatch(message, moved.their_key, until_ms, step, now_ms=now_ms)
         self._put(moved)
         self._record(step, moved, "said", message, now_ms=now_ms, until_ms=until_ms)
         if kind in AWAITED:
             step.wait = True
-        self._dispatch(message, moved.their_key, until_ms, step, now_ms=now_ms)
         step.effects.append(Notice("said:" + kind, deal, moved))
         return message
 
@@ -406,9 +463,9 @@ class Desk:
         wires = self._outbox.send(message, key, until_ms, now_ms=now_ms)
         step.effects.extend(Transmit(message.to, wire) for wire in wires)
         if message.re:
-            self._acks.pop(message.re, None)
+            self._acks.pop((message.to, message.re), None)
             if len(wires) == 1:
-                self._keep_answer(message.re, message.to, wires[0])
+                self._heard.answer(message.to, message.re, wires[0], now_ms=now_ms)
 
     def _encode_out(
         self, message: Message, kind: str, id_: str, plain: bytes, key: str, **more: int
@@ -467,34 +524,38 @@ class Desk:
                 half.ticked(step, now_ms=now_ms)
         for deal in list(self._bound):
             self._work(deal, step, now_ms=now_ms)
-        while self._seen and next(iter(self._seen.values())) < now_ms:
-            self._seen.popitem(last=False)
+        for effect_id in [e for e, at in self._retry.items() if at <= now_ms]:
+            del self._retry[effect_id]
+        self._heard.forget(now_ms=now_ms)
         return step
 
     def _repeat(self, step: Step, *, now_ms: int) -> None:
         again, late = self._outbox.due(now_ms=now_ms)
         if again:
             self.counts["resent"] = self.counts.get("resent", 0) + len(again)
+            # On a slow disk the first time may not have been yet.
+            step.wait = True
         step.effects.extend(again)
         for message in late:
             letter = DeadLetter(now_ms, message.kind, message.to, "nobody answered in time")
             self._keep_dead(letter)
 
     def _send_acks(self, step: Step, *, now_ms: int) -> None:
-        for message_id, (due_ms, header) in list(self._acks.items()):
+        for key, (due_ms, header) in list(self._acks.items()):
             if due_ms > now_ms:
                 continue
-            del self._acks[message_id]
+            del self._acks[key]
             body: dict[str, object] = {"level": "taken", "signature": ""}
             thread = self.threads.get(header.deal)
-            if header.kind == "task" and thread is not None and self.acknowledge(thread):
+            taken = thread is not None and thread.side is Role.SELLER and thread.task is not None
+            if header.kind == "task" and taken and thread and self.acknowledge(thread):
                 digest = ack_digest(self.domain, thread.job_id, thread.agreed_terms.work.task)
                 body["signature"] = "0x" + self.codec.sign(digest).hex()
             plain = json.dumps(body, separators=(",", ":")).encode()
             wire = self._encode(
-                "ack", self._id(), header.sender, header.deal, message_id, plain, "", now_ms
+                "ack", self._id(), header.sender, header.deal, header.id, plain, "", now_ms
             )
-            self._keep_answer(message_id, header.sender, wire)
+            self._heard.answer(header.sender, header.id, wire, now_ms=now_ms)
             step.effects.append(Transmit(header.sender, wire))
             # What an ack vouches for is journalled in an earlier group, or in this one.
             step.wait = True
@@ -553,7 +614,11 @@ class Desk:
         """Take the seller's result: sign for it, send it until it is answered."""
         step = Step()
         thread = self.threads.get(deal)
-        if thread is None or thread.result is not None or thread.state is not State.LOCKED:
+        if thread is None or thread.result is not None:
+            return step
+        if thread.state is State.AGREED:
+            # The lock was reorganised away meanwhile: work again if it comes back.
+            self._retry.pop(self._effect_id(thread, "work"), None)
             return step
         deliverable = commitment(salt, result.encode())
         digest = settlement_digest(self.domain, thread.job_id, deliverable, to_seller_units)
@@ -619,7 +684,7 @@ class Desk:
 
     def _perform(self, thread: Thread, duty: Duty, step: Step, *, now_ms: int) -> bool:
         """Do one duty; return whether it moved the thread."""
-        effect_id = f"{thread.deal}:{duty.name}@{self.me}"
+        effect_id = self._effect_id(thread, duty.name)
         if self._retry.get(effect_id, 0) > now_ms:
             return False
         self._retry[effect_id] = NEVER_MS
@@ -633,15 +698,28 @@ class Desk:
                 step.effects.append(DoWork(thread.deal))
             case "check":
                 step.effects.append(DoCheck(thread.deal))
-            case "say:task" if self.buyer is not None:
-                self.buyer.send_task(thread, step, now_ms=now_ms)
-                return True
-            case "say:settle":
-                self._say_settle(thread, step, now_ms=now_ms)
-                return True
+            case "say:task" | "say:settle":
+                return self._perform_say(thread, duty.name, step, now_ms=now_ms)
             case "say:evidence":
                 step.effects.append(Notice("evidence", thread.deal, thread))
         return False
+
+    def _perform_say(self, thread: Thread, duty: str, step: Step, *, now_ms: int) -> bool:
+        try:
+            if duty == "say:settle":
+                self._say_settle(thread, step, now_ms=now_ms)
+            elif self.buyer is not None:
+                self.buyer.send_task(thread, step, now_ms=now_ms)
+        except LocalProtocolError as error:
+            # One deal that is stuck must not stop the desk; silence has an outcome for it.
+            self._retry[self._effect_id(thread, duty)] = now_ms + DUTY_PAUSE_MS
+            self._count("late_move")
+            self._keep_dead(DeadLetter(now_ms, duty, thread.counterparty, str(error)))
+            return False
+        return True
+
+    def _effect_id(self, thread: Thread, duty: str) -> str:
+        return f"{thread.deal}:{duty}@{self.me}"
 
     def _say_settle(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         terms, result = thread.agreed_terms, thread.result
@@ -700,17 +778,7 @@ class Desk:
         step.effects.append(Notice("ended", deal, thread))
 
     def _record_thread(self, thread: Thread, step: Step, *, now_ms: int) -> None:
-        data = json.dumps(
-            {
-                "side": thread.side,
-                "counterparty": thread.counterparty,
-                "request_id": thread.request_id,
-                "request": thread.request.model_dump_json(),
-                "secret": thread.secret.hex(),
-                "their_key": thread.their_key,
-            }
-        ).encode()
-        self._record_data(step, thread, "thread", data, now_ms=now_ms)
+        self._record_data(step, thread, "thread", thread_to_json(thread), now_ms=now_ms)
 
     def _record(
         self,
@@ -722,19 +790,7 @@ class Desk:
         now_ms: int,
         until_ms: int = 0,
     ) -> None:
-        data = json.dumps(
-            {
-                "kind": message.kind,
-                "id": message.id,
-                "re": message.re,
-                "sent_ms": message.sent_ms,
-                "expires_ms": message.expires_ms,
-                "until_ms": until_ms,
-                "plain": message.plain.decode(),
-            },
-            separators=(",", ":"),
-            ensure_ascii=False,
-        ).encode()
+        data = message_to_json(message, until_ms)
         self._record_data(step, thread, kind, data, now_ms=now_ms)
 
     def _record_data(
@@ -750,7 +806,13 @@ class Desk:
         """
         for record in records:
             if record.kind == "thread":
-                self._put(thread_from_json(record, self.me, self.domain))
+                opened = thread_from_json(record, self.me, self.domain)
+                self._put(opened)
+                if opened.side is Role.SELLER:
+                    expires_ms = opened.request.reply_by_ms
+                    self._heard.remember(
+                        opened.counterparty, opened.request_id, expires_ms=expires_ms
+                    )
                 continue
             thread = self.threads.get(record.deal)
             if thread is None:
@@ -769,35 +831,18 @@ class Desk:
                     self._put(fail(thread, record.data.decode()))
 
     def _replay_message(self, thread: Thread, record: Record, *, now_ms: int) -> None:
-        row = json.loads(record.data)
-        ours = record.kind == "said"
-        plain = row["plain"].encode()
-        message = Message(
-            kind=row["kind"],
-            id=row["id"],
-            sender=self.me if ours else thread.counterparty,
-            to=thread.counterparty if ours else self.me,
-            deal=thread.deal,
-            re=row["re"],
-            sent_ms=row["sent_ms"],
-            expires_ms=row["expires_ms"],
-            body=parse_body(row["kind"], plain),
-            plain=plain,
-        )
-        if ours:
+        message, until_ms = message_from_json(record, thread)
+        if message.sender == self.me:
             moved = say(thread, message, now_ms=record.at_ms)
             self._put(moved)
             again = Step()
-            self._dispatch(message, moved.their_key, row["until_ms"], again, now_ms=now_ms)
+            self._dispatch(message, moved.their_key, until_ms, again, now_ms=now_ms)
             return
-        self._seen[message.id] = now_ms + ENVELOPE_LIFE_MAX_MS
-        self._outbox.answered(message.re)
+        # Its sender may have renewed the envelope since, so count its life from now.
+        expires_ms = now_ms + ENVELOPE_LIFE_MAX_MS
+        self._heard.remember(message.sender, message.id, expires_ms=expires_ms)
+        self._outbox.answered(message.re, by=message.sender)
         self._put(receive(thread, message, now_ms=record.at_ms, verify=lambda *_: None))
-
-    def _keep_answer(self, message_id: str, to: str, wire: bytes) -> None:
-        self._answers[message_id] = (to, wire)
-        if len(self._answers) > ANSWERS_MAX:
-            self._answers.popitem(last=False)
 
     def _id(self) -> str:
         return self.chance.take(16).hex()
@@ -811,3 +856,8 @@ class Desk:
     def _keep_dead(self, letter: DeadLetter) -> None:
         self.dead.append(letter)
         del self.dead[:-DEAD_LETTERS_MAX]
+
+
+def _refusal(error: RemoteProtocolError) -> Refused:
+    """Return what a NACK says of ``error``."""
+    return error if isinstance(error, Refused) else Refused("wrong_state", str(error)[:200])

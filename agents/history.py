@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from coase.protocol.envelope import Message, parse_body
 from coase.protocol.messages import Request
 from coase.protocol.session import Thread
 from coase.protocol.states import Role
@@ -70,6 +71,57 @@ def view_from_json(data: bytes) -> tuple[JobView, int]:
         tx_hash=tx_hash,
     )
     return view, depth_s
+
+
+def thread_to_json(thread: Thread) -> bytes:
+    """Return what a thread began with."""
+    return json.dumps(
+        {
+            "side": thread.side,
+            "counterparty": thread.counterparty,
+            "request_id": thread.request_id,
+            "request": thread.request.model_dump_json(),
+            "secret": thread.secret.hex(),
+            "their_key": thread.their_key,
+        }
+    ).encode()
+
+
+def message_to_json(message: Message, until_ms: int) -> bytes:
+    """Return a message as it was said or heard; one of ours is repeated until ``until_ms``."""
+    return json.dumps(
+        {
+            "kind": message.kind,
+            "id": message.id,
+            "re": message.re,
+            "sent_ms": message.sent_ms,
+            "expires_ms": message.expires_ms,
+            "until_ms": until_ms,
+            "plain": message.plain.decode(),
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+    ).encode()
+
+
+def message_from_json(record: Record, thread: Thread) -> tuple[Message, int]:
+    """Return the message of a ``said`` or ``heard`` record, and until when it is repeated."""
+    row = json.loads(record.data)
+    ours = record.kind == "said"
+    plain = row["plain"].encode()
+    message = Message(
+        kind=row["kind"],
+        id=row["id"],
+        sender=thread.holder if ours else thread.counterparty,
+        to=thread.counterparty if ours else thread.holder,
+        deal=thread.deal,
+        re=row["re"],
+        sent_ms=row["sent_ms"],
+        expires_ms=row["expires_ms"],
+        body=parse_body(row["kind"], plain),
+        plain=plain,
+    )
+    return message, row["until_ms"]
 
 
 def thread_from_json(record: Record, holder: str, domain: Domain) -> Thread:

@@ -28,10 +28,11 @@ class Outgoing:
     until_ms: int
     next_ms: int
     pause_ms: int = RESEND_FIRST_MS
-    wires: tuple[bytes, ...] = ()
+    wires: tuple[tuple[str, bytes], ...] = ()
+    """The envelopes that carry it, each with its id: one, or its pieces."""
     wire_expires_ms: int = 0
     unanswered: frozenset[str] = frozenset()
-    """The ids of the envelopes that carry it: one, or its pieces."""
+    """The ids of those envelopes that are not answered yet."""
 
 
 class Outbox:
@@ -52,48 +53,65 @@ class Outbox:
         self._renew(out, now_ms=now_ms)
         if until_ms > now_ms:
             self._out[message.id] = out
-            for carrier in out.unanswered:
+            for carrier, _ in out.wires:
                 self._carriers[carrier] = message.id
-        return out.wires
+        return tuple(wire for _, wire in out.wires)
 
     def _renew(self, out: Outgoing, *, now_ms: int) -> None:
         """Make the envelopes anew: sealed, signed, alive from now on."""
         message = out.message
         pieces = split(message)
         if pieces is None:
-            out.wires = (
-                self._encode(
-                    message, message.kind, message.id, message.plain, out.key, now_ms=now_ms
-                ),
+            wire = self._encode(
+                message, message.kind, message.id, message.plain, out.key, now_ms=now_ms
             )
-            out.unanswered = frozenset((message.id,))
+            out.wires = ((message.id, wire),)
         else:
             out.wires = tuple(
-                self._encode(
-                    message, "piece", piece.id, piece.plain, out.key, now_ms=now_ms, seq=piece.seq
+                (
+                    piece.id,
+                    self._encode(
+                        message,
+                        "piece",
+                        piece.id,
+                        piece.plain,
+                        out.key,
+                        now_ms=now_ms,
+                        seq=piece.seq,
+                    ),
                 )
                 for piece in pieces
             )
-            out.unanswered = frozenset(piece.id for piece in pieces) | {message.id}
+        out.unanswered = frozenset(carrier for carrier, _ in out.wires)
         out.wire_expires_ms = now_ms + ENVELOPE_LIFE_MAX_MS
 
-    def answered(self, answered_id: str, *, by: str = "") -> Outgoing | None:
-        """Strike off what a message answers, if it comes from whom it was sent to."""
+    def awaits(self, answered_id: str, by: str) -> bool:
+        """Return whether ``by`` still owes an answer to that message of ours."""
+        out = self._out.get(self._carriers.get(answered_id, answered_id))
+        return out is not None and out.message.to == by
+
+    def answered(self, answered_id: str, *, by: str) -> Outgoing | None:
+        """Strike off what a message answers, if it comes from whom it was sent to.
+
+        An answer to a piece only spares its repetition: who crashes forgets pieces, so that the
+        message is done when it is answered as a whole.
+        """
         if not answered_id:
             return None
         out = self._out.get(self._carriers.get(answered_id, answered_id))
-        if out is None or (by and by != out.message.to):
+        if out is None or by != out.message.to:
             return None
-        out.unanswered = out.unanswered - {answered_id}
-        if answered_id == out.message.id or out.unanswered <= {out.message.id}:
+        if answered_id == out.message.id:
             self.drop(out)
+        else:
+            out.unanswered = out.unanswered - {answered_id}
         return out
 
     def drop(self, out: Outgoing) -> None:
         """Forget a message."""
         self._out.pop(out.message.id, None)
-        for carrier in [c for c, owner in self._carriers.items() if owner == out.message.id]:
-            del self._carriers[carrier]
+        for carrier, _ in out.wires:
+            self._carriers.pop(carrier, None)
 
     def drop_deal(self, deal: str) -> None:
         """Forget what a deal that is over still wanted to say, except the consent to settle.
@@ -119,7 +137,11 @@ class Outbox:
                 self._renew(out, now_ms=now_ms)
             out.pause_ms = min(2 * out.pause_ms, RESEND_MAX_MS)
             out.next_ms = now_ms + out.pause_ms
-            again.extend(Transmit(out.message.to, wire) for wire in out.wires)
+            # If all pieces were answered and the whole was not, some were forgotten: all again.
+            rest = out.unanswered or frozenset(carrier for carrier, _ in out.wires)
+            again.extend(
+                Transmit(out.message.to, wire) for carrier, wire in out.wires if carrier in rest
+            )
         return again, late
 
     def next_ms(self) -> int | None:

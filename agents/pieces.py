@@ -2,12 +2,14 @@
 
 A piece is an envelope of kind ``piece`` whose sealed bytes are a small JSON head, a line feed
 and a slice of the body. All pieces carry the hash of the whole body, so that they cannot be
-mixed, and each is acknowledged for itself, so that only what was lost is repeated.
+mixed, and each is acknowledged for itself, so that only what was lost is repeated. They are kept
+in memory until the whole is there and goes to the journal.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,11 +22,15 @@ from coase.protocol.messages import (
     BODY_INLINE_MAX_BYTES,
     BODY_SIZE_MAX_BYTES,
     PIECE_SIZE_MAX_BYTES,
+    PIECES_MAX,
     Header,
     Piece,
 )
 
-PARTIAL_MAX: Final = 64  # Bodies being put together at one time; the oldest gives way.
+# Bodies being put together at one time, one for each sender and deal. The oldest of whoever has
+# most of them gives way.
+PARTIAL_MAX: Final = 64
+WHOLES_MAX: Final = 8 * PIECES_MAX  # Pieces of finished bodies remembered; about 1 MB.
 PARTIAL_MAX_BYTES: Final = 2 * BODY_SIZE_MAX_BYTES
 PARTIAL_AGE_MAX_MS: Final = 600_000
 _HEAD_MAX_BYTES: Final = 256
@@ -90,6 +96,8 @@ def piece_id(message_id: str, seq: int) -> str:
 
 @dataclass(slots=True)
 class _Partial:
+    content: bytes
+    message: str
     kind: str
     count: int
     started_ms: int
@@ -101,7 +109,12 @@ class Pieces:
     """Puts bodies together. Bounded in number, size and age, whatever comes in."""
 
     def __init__(self) -> None:
-        self._partial: dict[tuple[str, str, bytes], _Partial] = {}
+        self._partial: dict[tuple[str, str], _Partial] = {}
+        self._wholes: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def whole_of(self, sender: str, carrier: str) -> str:
+        """Return the id of the message of which the piece ``carrier`` was part, once whole."""
+        return self._wholes.get((sender, carrier), "")
 
     def add(self, header: Header, plain: bytes, *, now_ms: int) -> Whole | None:
         """Take one piece; return the whole message once the last one is there.
@@ -115,13 +128,21 @@ class Pieces:
             raise Refused("malformed", "the head of a piece") from None
         if header.seq >= piece.count or len(data) > PIECE_SIZE_MAX_BYTES:
             raise Refused("malformed", "a piece beyond its count or size")
+        if header.id != piece_id(piece.message, header.seq):
+            raise Refused("malformed", "the id of a piece does not follow from its message")
         content = bytes.fromhex(piece.content[2:])
-        key = (header.sender, header.deal, content)
+        key = (header.sender, header.deal)
         partial = self._partial.get(key)
-        if partial is None:
+        if partial is None or partial.content != content:
+            self._partial.pop(key, None)
             self._make_room(now_ms=now_ms)
-            partial = self._partial[key] = _Partial(piece.kind, piece.count, now_ms)
-        if (partial.kind, partial.count) != (piece.kind, piece.count):
+            partial = _Partial(content, piece.message, piece.kind, piece.count, now_ms)
+            self._partial[key] = partial
+        if (partial.message, partial.kind, partial.count) != (
+            piece.message,
+            piece.kind,
+            piece.count,
+        ):
             raise Refused("malformed", "pieces of one body that disagree")
         if header.seq not in partial.slices:
             partial.slices[header.seq] = data
@@ -135,6 +156,10 @@ class Pieces:
         body = b"".join(partial.slices[seq] for seq in range(partial.count))
         if keccak256(body) != content:
             raise Refused("malformed", "the pieces are not the body that they announced")
+        for seq in range(partial.count):
+            self._wholes[(header.sender, piece_id(piece.message, seq))] = piece.message
+        while len(self._wholes) > WHOLES_MAX:
+            self._wholes.popitem(last=False)
         # It goes on under the message's own id: that is what its sender waits to see answered.
         whole = header.model_copy(
             update={"kind": partial.kind, "id": piece.message, "seq": 0, "body": ""}
@@ -153,4 +178,5 @@ class Pieces:
         for key in old:
             del self._partial[key]
         while len(self._partial) >= PARTIAL_MAX:
-            del self._partial[next(iter(self._partial))]
+            most, _ = Counter(sender for sender, _ in self._partial).most_common(1)[0]
+            del self._partial[next(key for key in self._partial if key[0] == most)]

@@ -127,6 +127,9 @@ class Seller(Half, Protocol):
 class Buyer(Half, Protocol):
     """The buying half."""
 
+    def reads(self, header: Header) -> bool:
+        """Return whether an offer that begins a thread is to be looked at, by its header alone."""
+
     def offered(self, header: Header, *, now_ms: int) -> Thread | None:
         """Return a new thread for a first offer to a request of ours, or None."""
 

@@ -17,7 +17,7 @@ from .effects import Answer, Call, Dispute, Open, Poke, Submit
 from .effects import Decline as DeclineCall
 from .effects import Settle as SettleCall
 from .envelope import Message
-from .errors import LocalProtocolError, RemoteProtocolError
+from .errors import LocalProtocolError, Refused, RemoteProtocolError
 from .identity import keccak256, require_signer
 from .messages import (
     LOCK_BY_MAX_S,
@@ -286,7 +286,9 @@ def _accept(thread: Thread, message: Message, body: Accept, *, now_ms: int) -> T
     if body.offer != thread.proposal_id or body.terms_digest[2:] != digest.hex():
         raise RemoteProtocolError("accepted other terms than were last offered")
     if now_ms >= thread.valid_until_ms:
-        raise RemoteProtocolError(f"the offer expired {now_ms - thread.valid_until_ms} ms ago")
+        raise Refused("expired", f"the offer expired {now_ms - thread.valid_until_ms} ms ago")
+    if now_ms >= body.agree_by_ms:
+        raise Refused("expired", "the time to agree has passed")
     return replace(thread, accept_id=message.id, agree_by_ms=body.agree_by_ms, job_id=digest)
 
 
@@ -358,6 +360,7 @@ def see(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> Thread:
 def tick(thread: Thread, *, now_ms: int) -> Thread:
     """Return the thread after the deadlines of the wire that have passed by ``now_ms``."""
     for states, name, limit_ms in (
+        ((State.REQUESTED,), "reply_by", thread.request.reply_by_ms),
         ((State.OFFERED, State.COUNTERED), "valid_until", thread.valid_until_ms),
         ((State.ACCEPTED,), "agree_by", thread.agree_by_ms),
     ):
@@ -370,6 +373,8 @@ def tick(thread: Thread, *, now_ms: int) -> Thread:
 
 def deadline_ms(thread: Thread) -> int | None:
     """Return when ``tick`` has something to do next, by the wall clock; None for never."""
+    if thread.state is State.REQUESTED:
+        return thread.request.reply_by_ms
     if thread.state in (State.OFFERED, State.COUNTERED):
         return thread.valid_until_ms
     if thread.state is State.ACCEPTED:
@@ -423,41 +428,50 @@ def duties(thread: Thread, *, now_ms: int, chain_s: int, margins: Margins) -> li
     if limit is None or thread.over:
         return []
     terms = thread.agreed_terms
+    cheque = thread.side is Role.SELLER and thread.settle is not None
     if chain_s > limit and thread.state is not State.AGREED:
-        return [Duty("poke:" + thread.state, Poke(terms))]
+        # Whoever holds the buyer's consent has something better than the outcome of silence,
+        # and the escrow takes it until the whole deal expires.
+        if not cheque or chain_s >= terms.expires_at_s:
+            return [Duty("poke:" + thread.state, Poke(terms))]
     in_time = chain_s <= limit - margins.chain_s
     if thread.side is Role.BUYER:
-        return _buyer_duties(thread, in_time=in_time)
-    return _seller_duties(thread, in_time=in_time, now_ms=now_ms, margins=margins)
+        return _buyer_duties(thread, in_time=in_time, chain_s=chain_s)
+    late = thread.state is State.LOCKED and not in_time and chain_s <= limit
+    impatient = late or now_ms >= thread.result_ms + margins.settle_patience_ms
+    return _seller_duties(thread, in_time=in_time, late=late, impatient=impatient)
 
 
-def _buyer_duties(thread: Thread, *, in_time: bool) -> list[Duty]:
+def _buyer_duties(thread: Thread, *, in_time: bool, chain_s: int) -> list[Duty]:
     terms = thread.agreed_terms
-    match thread.state:
-        case State.AGREED if in_time:
-            return [Duty("open", Open(terms, thread.seller_signature))]
-        case State.LOCKED | State.DELIVERED:
-            owed = [] if thread.task_id else [Duty("say:task")]
-            if thread.result is not None and not thread.verdict:
-                owed.append(Duty("check"))
-            if thread.verdict == "good" and thread.settle is None:
-                owed.append(Duty("say:settle"))
-            bad = thread.verdict not in ("", "good") or (
-                # What was put on chain is not what was sent, or nothing was sent at all.
-                thread.result is None or thread.deliverable != thread.view.deliverable
-            )
-            disputable = thread.state is State.DELIVERED and terms.arbiter != ZERO_ADDRESS
-            if disputable and bad and in_time:
-                owed.append(Duty("dispute", Dispute(terms, evidence_hash(thread))))
-            return owed
-        case State.DISPUTED | State.ANSWERED:
-            return [Duty("say:evidence")] if terms.arbiter != ZERO_ADDRESS else []
-    return []
+    if thread.state is State.AGREED:
+        return [Duty("open", Open(terms, thread.seller_signature))] if in_time else []
+    owed = [] if thread.task_id else [Duty("say:task")]
+    if thread.result is not None and not thread.verdict:
+        owed.append(Duty("check"))
+    if thread.verdict == "good" and thread.settle is None:
+        owed.append(Duty("say:settle"))
+    disputable = thread.state is State.DELIVERED and terms.arbiter != ZERO_ADDRESS
+    if disputable and in_time and _bad(thread, chain_s=chain_s):
+        owed.append(Duty("dispute", Dispute(terms, evidence_hash(thread))))
+    if thread.state in (State.DISPUTED, State.ANSWERED):
+        owed.append(Duty("say:evidence"))
+    return owed
 
 
-def _seller_duties(thread: Thread, *, in_time: bool, now_ms: int, margins: Margins) -> list[Duty]:
+def _bad(thread: Thread, *, chain_s: int) -> bool:
+    """Return whether the buyer has reason to dispute what was put on chain."""
+    if thread.verdict not in ("", "good"):
+        return True
+    if thread.result is None:
+        # It may be on its way still: wait for half of the window before calling it missing.
+        return 2 * (chain_s - thread.view.clock_s) > thread.agreed_terms.dispute_s
+    return thread.deliverable != thread.view.deliverable
+
+
+def _seller_duties(thread: Thread, *, in_time: bool, late: bool, impatient: bool) -> list[Duty]:
     terms = thread.agreed_terms
-    if thread.state in (State.LOCKED, State.DELIVERED) and thread.settle is not None:
+    if thread.settle is not None and thread.state is not State.AGREED:
         result = thread.result
         if result is None:
             raise LocalProtocolError(f"settled without a result in thread {thread.deal}")
@@ -468,15 +482,18 @@ def _seller_duties(thread: Thread, *, in_time: bool, now_ms: int, margins: Margi
             bytes.fromhex(thread.settle.signature[2:]),
             b"",
         )
-        return [Duty("settle", call)]
+        owed = [Duty("settle", call)]
+        if late:
+            # Consent is no payment until it is in a block, and the refund is near.
+            owed.append(Duty("submit", Submit(terms, thread.deliverable)))
+        return owed
     match thread.state:
         case State.LOCKED if thread.failed:
             return [Duty("decline", DeclineCall(terms))]
         case State.LOCKED if thread.task is not None and thread.result is None:
             return [Duty("work")]
         case State.LOCKED if thread.result is not None:
-            impatient = now_ms >= thread.result_ms + margins.settle_patience_ms
-            if impatient or not in_time:
+            if impatient:
                 return [Duty("submit", Submit(terms, thread.deliverable))]
         case State.DISPUTED if thread.result is not None and in_time:
             return [

@@ -64,6 +64,7 @@ REQUEST: Final[dict[tuple[RequestState, Role, str], RequestState]] = {
 
 THREAD: Final[dict[tuple[State, Role, str], State]] = {
     (State.REQUESTED, Role.SELLER, "offer"): State.OFFERED,
+    (State.REQUESTED, Role.CLOCK, "reply_by"): State.LAPSED,
     (State.OFFERED, Role.BUYER, "counter"): State.COUNTERED,
     (State.OFFERED, Role.BUYER, "accept"): State.ACCEPTED,
     (State.OFFERED, Role.BUYER, "reject"): State.REJECTED,
@@ -95,17 +96,19 @@ def _deal_rows() -> dict[tuple[State, Role, str], State]:
     The chain is read as a level, not as a stream of events, since streams drop. Between two
     looks it may have gone on by several steps, or back by a reorganisation, so each chain state
     may follow each other one.
+
+    Each side looks in its own time, so what is said once the deal binds moves no state and is
+    good in all of them: a task may come before its seller has seen the lock, and a result after
+    its buyer has disputed that there is none.
     """
     rows: dict[tuple[State, Role, str], State] = {
         (State.AGREED, Role.CLOCK, "lock_by"): State.LAPSED,
-        (State.AGREED, Role.CHAIN, "cancelled"): State.LAPSED,
-        (State.LOCKED, Role.BUYER, "task"): State.LOCKED,
-        (State.LOCKED, Role.SELLER, "result"): State.LOCKED,
-        (State.LOCKED, Role.BUYER, "settle"): State.LOCKED,
-        (State.DELIVERED, Role.SELLER, "result"): State.DELIVERED,
-        (State.DELIVERED, Role.BUYER, "settle"): State.DELIVERED,
     }
     for before in sorted(BOUND):
+        rows[(before, Role.BUYER, "task")] = before
+        rows[(before, Role.SELLER, "result")] = before
+        rows[(before, Role.BUYER, "settle")] = before
+        rows[(before, Role.CHAIN, "cancelled")] = State.LAPSED
         for phase, after in _ON_CHAIN.items():
             rows[(before, Role.CHAIN, phase.name.lower())] = after
         rows[(before, Role.CHAIN, "none")] = State.AGREED

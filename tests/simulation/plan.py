@@ -1,0 +1,117 @@
+"""What one seed does to its world: how many agents, how bad they are, and what breaks how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import random
+
+SELLER_VICES = ("no_delivery", "garbage", "hash_only", "declines", "vanishes", "lies", "late")
+BUYER_VICES = ("no_lock", "no_task", "no_settle", "false_dispute", "no_check", "vanishes", "lies")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The knobs of a world. The defaults are a calm one, in which every deal must settle."""
+
+    buyers: int = 2
+    sellers: int = 3
+    both: int = 1
+    """Agents that buy and sell."""
+    asks: int = 12
+    asks_every_ms: int = 400
+    limit_units: int = 1_000_000
+    """What each buyer may spend; prices are around a thousand."""
+    real_keys: bool = False
+
+    vices_percent: int = 0
+    """Of the agents, how many have a vice; a vice shows in half of an agent's deals."""
+    arbiter: str = "honest"
+    """``honest``, ``silent``, ``random``, or ``none``: deals without an arbiter."""
+    strangers: bool = False
+    """Whether anybody pokes, claims refunds and tries what is not allowed."""
+    eve: bool = False
+    """Whether somebody replays, flips, cuts, forges and floods on the network."""
+
+    loss_permille: int = 0
+    double_permille: int = 0
+    slow_permille: int = 0
+    """Of the messages, how many are late by up to 700 ms, and so overtaken."""
+    partitions: bool = False
+    skew_ms: int = 0
+
+    confirmations: int = 0
+    reorg_permille: int = 0
+    """Of the blocks; each undoes at most as many blocks as the agents wait for."""
+    lose_call_permille: int = 0
+    lose_receipt_permille: int = 0
+    halts: bool = False
+    blacklist: bool = False
+
+    crash_permille: int = 0
+    """Of the points at which a crash could matter."""
+    commit_fail_permille: int = 0
+    large_percent: int = 0
+    """Of the tasks and results, how many need pieces."""
+    metered_percent: int = 0
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing may go wrong, so that every deal must settle."""
+        return self == Plan(
+            buyers=self.buyers,
+            sellers=self.sellers,
+            both=self.both,
+            asks=self.asks,
+            asks_every_ms=self.asks_every_ms,
+            large_percent=self.large_percent,
+            metered_percent=self.metered_percent,
+            real_keys=self.real_keys,
+            confirmations=self.confirmations,
+        )
+
+    @classmethod
+    def draw(cls, seed: int, rng: random.Random, *, asks: int = 0) -> Plan:
+        """Return the plan of ``seed``: every tenth is calm, every fiftieth has real keys."""
+        agents = {
+            "buyers": rng.randint(1, 4),
+            "sellers": rng.randint(1, 5),
+            "both": rng.randint(0, 2),
+            "asks": asks or rng.randint(8, 24),
+            "asks_every_ms": rng.choice((50, 300, 1_000)),
+            "large_percent": rng.choice((0, 0, 5)),
+            "metered_percent": rng.choice((0, 30)),
+            "confirmations": rng.choice((0, 1, 2, 3)),
+        }
+        real = seed % 50 == 7
+        if real:
+            agents["asks"] = min(int(agents["asks"]), 8)
+        if seed % 10 == 0:
+            return cls(**agents, real_keys=real)  # type: ignore[arg-type]
+
+        def maybe(*values: int) -> int:
+            return rng.choice(values) if rng.random() < 0.6 else 0
+
+        return cls(
+            **agents,  # type: ignore[arg-type]
+            real_keys=real,
+            limit_units=rng.choice((1_000_000, 1_000_000, 4_000, 1_500)),
+            vices_percent=maybe(20, 50, 80),
+            arbiter=rng.choice(("honest", "honest", "honest", "silent", "random", "none")),
+            strangers=rng.random() < 0.5,
+            eve=rng.random() < 0.5,
+            loss_permille=maybe(10, 50, 200),
+            double_permille=maybe(10, 100),
+            slow_permille=maybe(20, 200),
+            partitions=rng.random() < 0.3,
+            skew_ms=maybe(200, 1_500),
+            reorg_permille=maybe(20, 100),
+            lose_call_permille=maybe(20, 100),
+            lose_receipt_permille=maybe(50),
+            halts=rng.random() < 0.3,
+            blacklist=rng.random() < 0.2,
+            crash_permille=maybe(1, 5, 20),
+            commit_fail_permille=maybe(5, 20),
+        )
