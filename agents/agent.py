@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_type_hints
 
 import anyio
@@ -128,7 +128,7 @@ class Agent:
         """How it quotes and bargains; a subclass may choose its buyers."""
         self._compute = compute
         self._waits: dict[str, _Wait] = {}
-        self._checks: dict[str, tuple[type[BaseModel], Check | None]] = {}
+        self._faults: dict[str, Callable[[str], str | None]] = {}
 
     # ---- selling -------------------------------------------------------------------------------
 
@@ -246,6 +246,40 @@ class Agent:
         *,
         returns: type[Made],
         max_price: str,
+        check: Check | None = None,
+        **wish: Any,
+    ) -> Purchase[Made]:
+        """Buy a piece of work whose task and result are pydantic models.
+
+        Takes what ``buy`` takes, and raises what it raises. ``check`` gets the result and returns
+        what is wrong with it, or None.
+        """
+
+        def fault(text: str) -> str | None:
+            try:
+                made = returns.model_validate_json(text)
+            except ValidationError as error:
+                return f"it does not fit its schema: {_first(error)}"
+            return check(made) if check is not None else None
+
+        bought = await self.buy(
+            capability,
+            task.model_dump(mode="json"),
+            schemas=(type(task).model_json_schema(), returns.model_json_schema()),
+            fault=fault,
+            max_price=max_price,
+            **wish,
+        )
+        return replace(bought, result=returns.model_validate_json(bought.result))
+
+    async def buy(
+        self,
+        capability: str,
+        task: Mapping[str, Any],
+        *,
+        schemas: tuple[Mapping[str, Any], Mapping[str, Any]],
+        max_price: str,
+        fault: Callable[[str], str | None] | None = None,
         deliver_within: int = 60,
         strategy: Style = "linear",
         hope_permille: int = 700,
@@ -260,14 +294,14 @@ class Agent:
         shortlist: int = 3,
         rounds: int = 3,
         blocked: Collection[AgentId] = (),
-        check: Check | None = None,
         tries: int = 1,
         key: str = "",
-    ) -> Purchase[Made]:
+    ) -> Purchase[Any]:
         """Ask for offers, bargain, lock, wait for the result, check it, and let it be settled.
 
-        The same ``key`` is the same purchase: repeated after a crash it is not bought twice.
-        With ``tries`` above one, a deal that fails is tried again with other sellers.
+        Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is
+        the same purchase: repeated after a crash it is not bought twice. With ``tries`` above one,
+        a deal that fails is tried again with other sellers.
 
         :raises DealFailed: if nobody offered, or the deal ended without a good result; whatever
             was locked comes back by the table of silence
@@ -275,30 +309,30 @@ class Agent:
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
         node, buying = self._node(), self._buying()
-        digest = schemas_hash(type(task).model_json_schema(), returns.model_json_schema())
-        full = capability if "-" in capability[-9:] else capability_id(capability, digest)
-        plain = canonical_json(task.model_dump(mode="json"))
+        digest = schemas_hash(*schemas)
+        plain = canonical_json(task)
+        wish = Wish(
+            capability=_full_id(capability, digest),
+            schemas=digest,
+            task=plain,
+            input_schema=canonical_json(schemas[0]),
+            output_schema=canonical_json(schemas[1]),
+            features=features or {"bytes": len(plain.encode())},
+            deliver_within_s=deliver_within,
+            quality_min=quality_min,
+            input_max=input_max,
+            output_max=output_max,
+            model=model,
+            reply_within_ms=reply_within_ms,
+            bids_min=bids_min,
+            bids_max=bids_max,
+            blocked=frozenset(blocked),
+        )
         max_units = node.settlement.asset.money(max_price).units
-        shut = frozenset(blocked)
+        if max_units == 0:
+            raise ConfigurationError("the highest price is 0: name what the work is worth to you")
         last = DealFailed("lapsed", "no try was allowed")
         for number in range(max(tries, 1)):
-            wish = Wish(
-                capability=full,
-                schemas=digest,
-                task=plain,
-                input_schema=canonical_json(type(task).model_json_schema()),
-                output_schema=canonical_json(returns.model_json_schema()),
-                features=features or {"bytes": len(plain.encode())},
-                deliver_within_s=deliver_within,
-                quality_min=quality_min,
-                input_max=input_max,
-                output_max=output_max,
-                model=model,
-                reply_within_ms=reply_within_ms,
-                bids_min=bids_min,
-                bids_max=bids_max,
-                blocked=shut,
-            )
             bargain = BuyerBargain(
                 max_price_units=max_units,
                 hope_permille=hope_permille,
@@ -315,11 +349,11 @@ class Agent:
                 keccak256(f"{buying.desk.me}/{key}/{number}".encode())[:16].hex() if key else ""
             )
             try:
-                return await self._buy(wish, bargain, request_id, returns, check, deliver_within)
+                return await self._buy(wish, bargain, request_id, fault)
             except DealFailed as error:
                 last = error
                 seller = self._seller_of(error.deal_id)
-                shut |= {seller} if seller else frozenset()
+                wish = replace(wish, blocked=wish.blocked | ({seller} if seller else set()))
         raise last
 
     async def _buy(
@@ -327,16 +361,15 @@ class Agent:
         wish: Wish,
         bargain: BuyerBargain,
         request_id: str,
-        returns: type[Made],
-        check: Check | None,
-        deliver_within_s: int,
-    ) -> Purchase[Made]:
+        fault: Callable[[str], str | None] | None,
+    ) -> Purchase[Any]:
         node, buying, seat = self._node(), self._buying(), self._seat()
         now_ms = node.runtime.now_ms()
         if not request_id:
             request_id = buying.desk.chance.take(16).hex()
         wait = self._waits[request_id] = _Wait()
-        self._checks[request_id] = (returns, check)
+        if fault is not None:
+            self._faults[request_id] = fault
         try:
             ask, step = buying.ask(wish, bargain, now_ms=now_ms, request_id=request_id)
             node.runtime.apply(seat, step)
@@ -348,6 +381,7 @@ class Agent:
             await wait.done.wait()
         finally:
             self._waits.pop(request_id, None)
+            self._faults.pop(request_id, None)
         thread = wait.thread
         if thread is None or thread.verdict != "good" or thread.result is None:
             raise DealFailed(
@@ -357,7 +391,7 @@ class Agent:
             )
         asset = node.settlement.asset
         return Purchase(
-            result=returns.model_validate_json(thread.result.result),
+            result=thread.result.result,
             seller=thread.counterparty,
             deal=thread.deal,
             request=request_id,
@@ -372,20 +406,15 @@ class Agent:
         """Return ``good``, or what is wrong with the result of a deal that we bought."""
         if thread.result is None:
             return "there is no result"
-        model, extra = self._checks.get(thread.request_id, (None, None))
         terms, result = thread.agreed_terms, thread.result
-        if terms.work.pricing == "fixed" and int(result.to_seller_units) > terms.price_units:
+        if int(result.to_seller_units) > terms.price_units:
             return "it costs more than was agreed"
         if len(result.result.encode()) > TEXT_MAX_BYTES:
             return "it is too large"
-        if model is None:
+        fault = self._faults.get(thread.request_id)
+        if fault is None:
             return self._check_by_schema(thread)
-        try:
-            made = model.model_validate_json(result.result)
-        except ValidationError as error:
-            return f"it does not fit its schema: {_first(error)}"
-        fault = extra(made) if extra is not None else None
-        return fault or "good"
+        return fault(result.result) or "good"
 
     def _check_by_schema(self, thread: Thread) -> str:
         """Check a result of an earlier life of this process, whose models are not at hand."""
@@ -590,6 +619,21 @@ def _model(found: object, what: str, handler: Handler) -> type[BaseModel]:
         f"the {what} of {handler.__name__} must be annotated with a pydantic model:"
         " async def work(task: MyTask, job: Job) -> MyResult"
     )
+
+
+def _full_id(capability: str, digest: bytes) -> str:
+    """Return the capability's id; one that was given whole must be of these very schemas.
+
+    :raises ConfigurationError: if it is of other schemas
+    """
+    name, _, tail = capability.rpartition("-")
+    if not name or len(tail) != 8 or not set(tail) <= set("0123456789abcdef"):
+        return capability_id(capability, digest)
+    if tail != digest[:4].hex():
+        raise ConfigurationError(
+            f"{capability} has other schemas than the models that were given for it"
+        )
+    return capability
 
 
 def _charge(thread: Thread, usage: dict[str, int]) -> int:
