@@ -164,7 +164,7 @@ class Environment:
         if self.uv is not None:
             say(f"installing {what} with uv")
             command = [self.uv, "pip", "install", "--python", str(self.python), *arguments]
-            if subprocess.run(command, cwd=self.root).returncode == 0:
+            if subprocess.run(command, cwd=self.root, env=settings_for_uv()).returncode == 0:
                 return
             self._turn_to_pip()
         say(f"installing {what} with pip")
@@ -181,6 +181,20 @@ class Environment:
         command = [str(self.python), "-m", "ensurepip"]
         if not self._has_pip() and subprocess.run(command, capture_output=True).returncode != 0:
             raise SetupFailed("the installation failed, see above; make again goes on from there")
+
+
+def settings_for_uv() -> dict[str, str]:
+    """The environment for uv: a mirror that was named to pip alone is meant for uv too."""
+    settings = dict(os.environ)
+    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & settings.keys():
+        for pips, uvs in (
+            ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"),
+            ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL"),
+        ):
+            if pips in settings:
+                settings.setdefault(uvs, settings[pips])
+    settings.pop("UV_SYSTEM_PYTHON", None)  # It would install past the environment.
+    return settings
 
 
 def requirements(root: Path, level: str) -> tuple[list[str], str]:

@@ -357,6 +357,17 @@ def test_requirements_of_both_levels(setup_py: Any) -> None:
     assert set(run) < set(dev)
 
 
+def test_a_mirror_named_to_pip_serves_uv_too(
+    setup_py: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    assert setup_py.settings_for_uv()["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://other.example/simple")
+    assert setup_py.settings_for_uv()["UV_DEFAULT_INDEX"] == "https://other.example/simple"
+
+
 def test_pip_shows_its_last_words_when_it_fails(
     tmp_path: Path, setup_py: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
