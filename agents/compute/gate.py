@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from .ports import Chunk, ComputeBusy, Estimate, Prompt, failed
+from .ports import Chunk, ComputeBusy, Estimate, Prompt, Usage, failed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -24,6 +24,7 @@ NEXT_CHUNK_MAX_S: Final = 30
 # Guesses for an engine that has not been measured yet: a small model on two cores.
 READ_GUESS_US: Final = 2_000
 WRITE_GUESS_US: Final = 10_000
+READ_MEASURED_MIN_TOKENS: Final = 16  # Fewer say more about the first token than of reading.
 BYTES_PER_TOKEN: Final = 4  # English under the usual byte-pair encodings.
 TOKENS_PER_MESSAGE: Final = 5  # Role names and separators of the usual chat templates.
 
@@ -46,13 +47,16 @@ class Pace:
         self.write_us = WRITE_GUESS_US
         self.read_us = READ_GUESS_US
 
-    def learn(self, *, read_tokens: int, first_ms: int, written: int, rest_ms: int) -> None:
-        """Take one finished request into the moving average (a quarter of the new value)."""
+    def learn(self, usage: Usage, *, rest_ms: int) -> None:
+        """Take a finished request, ``rest_ms`` of it after the first token, into the average."""
         self.requests += 1
-        if read_tokens > 0:
-            self.read_us = self._mix(self.read_us, first_ms * 1000 // read_tokens)
-        if written > 1:
-            self.write_us = self._mix(self.write_us, rest_ms * 1000 // (written - 1))
+        read_tokens = usage.input_tokens - usage.cached_input_tokens
+        if read_tokens >= READ_MEASURED_MIN_TOKENS:
+            read_us = max(0, usage.duration_ms - rest_ms) * 1000 // read_tokens
+            self.read_us = self._mix(self.read_us, read_us)
+        if usage.output_tokens > 1:
+            write_us = rest_ms * 1000 // (usage.output_tokens - 1)
+            self.write_us = self._mix(self.write_us, write_us)
 
     def _mix(self, old_us: int, new_us: int) -> int:
         return new_us if self.requests == 1 else (3 * old_us + new_us) // 4
@@ -126,7 +130,6 @@ class Gate:
             self.inside -= 1
 
     async def _watched(self, source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-        begun = monotonic_ns()
         first_ns, wait_s, which = 0, self.limits.first_chunk_max_s, "first"
         while True:
             try:
@@ -150,13 +153,8 @@ class Gate:
                 first_ns = monotonic_ns()
                 wait_s, which = self.limits.next_chunk_max_s, "next"
             if chunk.done and chunk.usage is not None:
-                usage = chunk.usage
-                self.pace.learn(
-                    read_tokens=usage.input_tokens - usage.cached_input_tokens,
-                    first_ms=(first_ns - begun) // 1_000_000,
-                    written=usage.output_tokens,
-                    rest_ms=(monotonic_ns() - first_ns) // 1_000_000,
-                )
+                rest_ms = (monotonic_ns() - first_ns) // 1_000_000
+                self.pace.learn(chunk.usage, rest_ms=rest_ms)
             yield chunk
             if chunk.done:
                 return

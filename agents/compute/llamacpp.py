@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 # SmolLM2 was trained for 8,192, but each slot's share is memory that is taken at once
-# (23 KB a token): four slots of 2,048 take 190 MB.
+# (12 KB a token): four slots of 2,048 take 100 MB.
 CONTEXT_TOKENS_DEFAULT: Final = 2_048
 STOP_MAX_S: Final = 5
 THREADS_MAX: Final = 8  # Beyond it the barriers of a small model cost more than they bring.
@@ -150,6 +150,7 @@ class _Engine:
         self.gate = Gate(_name(settings), limits)
         self._settings = settings
         self._loading_ms = LOADING_GUESS_MS
+        self._address = ""
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -201,10 +202,12 @@ class _Engine:
             loading_ms, exact = 0, True
             if prompt.text:
                 body = {"content": prompt.text, "add_special": True}
-                tokens = len((await self._api.ask("POST", "/tokenize", body))["tokens"])
+                tokens = len(
+                    (await self._api.ask("POST", f"{self._address}/tokenize", body))["tokens"]
+                )
             else:
                 messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-                path = "/v1/chat/completions/input_tokens"
+                path = "/chat/completions/input_tokens"
                 counted = await self._api.ask("POST", path, {"messages": messages})
                 tokens = int(counted["input_tokens"])
         return self.gate.estimated(prompt, input_tokens=tokens, exact=exact, loading_ms=loading_ms)
@@ -240,7 +243,7 @@ class _Engine:
         )
         # Abandoned on cancel: stop() then ends the process, which ends the read.
         answer = await anyio.to_thread.run_sync(_greet, process, line, abandon_on_cancel=True)
-        address = self._address(answer)
+        self._address = self._address_in(answer)
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.slots),
@@ -248,7 +251,7 @@ class _Engine:
         )
         self._loading_ms = (monotonic_ns() - begun) // 1_000_000
         return OpenAICompute(
-            address,
+            f"{self._address}/v1",
             api_key=api_key,
             model=settings.model.stem,
             extra={"timings_per_token": True},
@@ -257,7 +260,7 @@ class _Engine:
             gate=self.gate,
         )
 
-    def _address(self, answer: bytes) -> str:
+    def _address_in(self, answer: bytes) -> str:
         told = json.loads(answer) if answer else {}
         if "address" in told:
             return str(told["address"])

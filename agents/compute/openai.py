@@ -103,11 +103,11 @@ class OpenAICompute(Compute):
             await self._client.aclose()
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the JSON answer to a question that runs no model.
+        """Return the JSON answer to a question that runs no model; ``path`` may be a whole URL.
 
         :raises ComputeFailed: if the server is away, refuses, or answers nonsense
         """
-        url = self._base_url + path
+        url = path if path.startswith("http") else self._base_url + path
         try:
             response = await self._client.request(
                 method, url, json=body, headers=self._headers, timeout=ASK_MAX_S

@@ -167,6 +167,7 @@ class Usage:
     cached_input_tokens: int = 0
     """Part of the input that the engine still knew from an earlier request."""
     duration_ms: int = 0
+    """Reading and writing, without the queue and without loading the model."""
 
 
 @dataclass(frozen=True, slots=True)
