@@ -40,6 +40,7 @@ from .seller import SellerDesk, Ware, Windows
 from .steps import Notice
 
 if TYPE_CHECKING:
+    from .dispute import Advocate
     from .node import Node
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ class Agent:
         self.seat: Seat | None = None
         self.selling: SellerDesk | None = None
         self.buying: BuyerDesk | None = None
+        self.advocate: Advocate | None = None
         self.bargain_class: type[SellerBargain] = SellerBargain
         """How it quotes and bargains; a subclass may choose its buyers."""
         self._compute = compute

@@ -76,6 +76,7 @@ from .steps import (
     DoWork,
     Notice,
     OnChain,
+    Publish,
     Seller,
     Step,
     Transmit,
@@ -431,6 +432,13 @@ class Desk:
         )
         self._dispatch(message, key, until_ms, step, now_ms=now_ms)
         return step
+
+    def ask_who(self, name: str, *, now_ms: int) -> Step:
+        """Ask everybody who sells ``name``, a name or an id, to describe it; all if empty."""
+        message_id = self._id()
+        plain = json.dumps({"name": name}).encode()
+        wire = self._encode("describe", message_id, "*", message_id, "", plain, "", now_ms)
+        return Step(effects=[Publish(name or "any", wire, 0, "-")])
 
     def _message(
         self,

@@ -80,11 +80,14 @@ class Advocate:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._keys: dict[AgentId, str] = {}
+        self.listeners: list[Callable[[AgentId, Description], None]] = []
 
     def on_description(self, message: Message, description: Description) -> None:
-        """Remember the key of an arbiter that answered us."""
+        """Remember the key of an arbiter that answered us, and tell whoever asked."""
         if description.capability == ARBITRATION:
             self._keys[message.sender] = description.key
+        for listener in self.listeners:
+            listener(message.sender, description)
 
     def observe(self, agent: AgentId, notice: Notice, start: Callable[..., None]) -> None:
         """Begin to show evidence when a deal of ours is in dispute."""

@@ -7,13 +7,17 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import anyio
 
 from coase.escrow.ports import Settlement
+from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity
+from coase.protocol.messages import Description
 from coase.protocol.ports import Transport
 from coase.protocol.session import Margins
+from coase.protocol.types import AgentId
 
 from .agent import Agent
 from .arbiter import Arbiter
@@ -31,7 +35,8 @@ from .supervisor import supervise
 
 log = logging.getLogger(__name__)
 
-EXIT_JOURNAL = 70
+EXIT_JOURNAL: Final = 70
+DISCOVER_WAIT_S: Final = 0.8
 
 
 class SystemChance(Chance):
@@ -97,13 +102,38 @@ class Node:
         agent.seat = seat
         self.agents.append(agent)
         self.runtime.observers.append(agent.observe)
-        advocate = Advocate(agent)
+        advocate = agent.advocate = Advocate(agent)
         desk.on_description = advocate.on_description
         self.runtime.observers.append(
             lambda who, notice: advocate.observe(who, notice, self.runtime.start)
         )
         await self.runtime.add(seat)
         return agent
+
+    async def discover(
+        self, agent: Agent, name: str = "", *, wait_s: float = DISCOVER_WAIT_S
+    ) -> list[tuple[AgentId, Description]]:
+        """Ask who sells ``name`` (a name, a capability id, or nothing for everything).
+
+        Returns what was answered within ``wait_s``, each seller's ware once.
+        """
+        seat, advocate = agent.seat, agent.advocate
+        if seat is None or advocate is None:
+            raise ConfigurationError(f"{agent.name} has no place in this node")
+        found: dict[tuple[AgentId, str], Description] = {}
+
+        def heard(sender: AgentId, description: Description) -> None:
+            found[(sender, description.capability)] = description
+
+        advocate.listeners.append(heard)
+        try:
+            for _ in range(2):  # Interest takes time to spread, and messages get lost.
+                step = seat.desk.ask_who(name, now_ms=self.runtime.now_ms())
+                self.runtime.apply(seat, step)
+                await anyio.sleep(wait_s / 2)
+        finally:
+            advocate.listeners.remove(heard)
+        return [(sender, description) for (sender, _), description in sorted(found.items())]
 
     async def add_arbiter(self, identity: Identity) -> Arbiter:
         """Give this node an arbiter that rules where both sides name its key."""
