@@ -59,9 +59,9 @@ def require_cheap_signer(signed: bytes, signature: bytes, signer: str) -> None:
 
 
 def _tag(plain: bytes, key: str, place: str) -> bytes:
-    return blake2b(
-        plain, key=bytes.fromhex(key), person=b"coase/sim", salt=_place(place)
-    ).digest()[:_TAG_BYTES]
+    return blake2b(plain, key=bytes.fromhex(key), person=b"coase/sim", salt=_place(place)).digest()[
+        :_TAG_BYTES
+    ]
 
 
 def _place(place: str) -> bytes:
@@ -138,7 +138,7 @@ class LyingCodec(CheapCodec):
         self._rng, self._chance = rng, chance
         self.lies = 0
 
-    def encode(self, *, kind: str, plain: bytes, **rest: object) -> bytes:  # type: ignore[override]
+    def encode(self, *, kind: str, plain: bytes, **rest: object) -> bytes:
         """Return an envelope whose body may be a lie."""
         if kind not in ("request", "piece") and self._rng.random() < self._chance:
             plain = self._lie(plain)

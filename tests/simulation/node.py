@@ -10,7 +10,7 @@ from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
 from coase.agents.seller import Quote, SellerDesk, Ware, Windows
 from coase.agents.steps import DoCheck, DoWork, Notice, OnChain, Publish, Step, Transmit
-from coase.protocol.effects import Dispute, Open
+from coase.protocol.effects import Answer, Dispute, Open
 from coase.protocol.errors import BudgetExhausted, CallReverted, ChainUnavailable
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import AWAITED
@@ -185,6 +185,7 @@ class Node:
         self.asked: dict[str, str] = {}
         """Requests by id, and whether they ended: empty while not."""
         self.points, self.crash_at, self.crashes = 0, 0, 0
+        self.commits, self.fail_commit_at = 0, 0
         self.last_crash_ms = -(10**9)
 
     # ---- lives -----------------------------------------------------------------------------
@@ -207,7 +208,7 @@ class Node:
             domain=world.chain.domain,
             asset=world.asset,
             margins=MARGINS,
-            **verify,  # type: ignore[arg-type]
+            **verify,
         )
         arbiters = () if world.plan.arbiter == "none" else (world.arbiter,)
         if self.sells:
@@ -226,6 +227,9 @@ class Node:
                 if record.kind == "asked":
                     self.buyer.replay(record, Haggler(self))
             self.buyer.replayed()
+            for request_id, ended in self.asked.items():
+                if not ended and request_id not in self.buyer.asks:
+                    self.asked[request_id] = "forgotten"  # Or its end, of which nobody was told.
         if self.life > 1:
             self.guard(self._look)()
             self.guard(self._tick)()
@@ -350,6 +354,9 @@ class Node:
     def _commit(self) -> None:
         plan = self.world.plan
         self.commit_due = False
+        self.commits += 1
+        if self.commits == self.fail_commit_at:
+            raise Crash("the commit failed")
         if plan.commit_fail_permille and self.world.now - self.last_crash_ms > 20_000:
             if self.rng.randrange(1_000) < plan.commit_fail_permille:
                 raise Crash("the commit failed")
@@ -448,6 +455,8 @@ class Node:
         chain, call = self.world.chain, effect.call
         if isinstance(call, Open) and self.vice(effect.deal, Role.BUYER) == "no_lock":
             return
+        if isinstance(call, Answer) and self.vice(effect.deal, Role.SELLER) == "no_answer":
+            return
         if isinstance(call, Dispute):
             self.world.disputed.setdefault(effect.deal, self.world.now)
         retry = self.guard(self._call_ended)
@@ -465,7 +474,7 @@ class Node:
 
     def _receipts(self) -> None:
         chain = self.world.chain
-        for effect_id, (effect, sent) in list(self.calls.items()):
+        for effect_id, (_effect, sent) in list(self.calls.items()):
             try:
                 receipt = chain.receipt(effect_id, self.me)
             except ChainUnavailable:
@@ -506,7 +515,8 @@ class Node:
             return
         price = thread.agreed_terms.price_units
         units = price * 6 // 10 if thread.agreed_terms.work.pricing == "tokens" else price
-        result = self.world.answer(thread.task.task) if vice != "garbage" else '{"y":"rubbish"}'
+        bad = vice in ("garbage", "no_answer")
+        result = '{"y":"rubbish"}' if bad else self.world.answer(thread.task.task)
         step = self.desk.work_done(
             deal,
             result=result,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-SELLER_VICES = ("no_delivery", "garbage", "hash_only", "declines", "vanishes", "lies", "late")
+SELLER_VICES = (
+    "no_delivery",
+    "garbage",
+    "hash_only",
+    "declines",
+    "vanishes",
+    "lies",
+    "late",
+    "no_answer",
+)
 BUYER_VICES = ("no_lock", "no_task", "no_settle", "false_dispute", "no_check", "vanishes", "lies")
 
 
@@ -95,7 +104,7 @@ class Plan:
             return rng.choice(values) if rng.random() < 0.6 else 0
 
         return cls(
-            **agents,  # type: ignore[arg-type]
+            **agents,
             real_keys=real,
             limit_units=rng.choice((1_000_000, 1_000_000, 4_000, 1_500)),
             vices_percent=maybe(20, 50, 80),

@@ -18,18 +18,16 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tests.simulation.plan import Plan  # noqa: E402
-from tests.simulation.world import World  # noqa: E402
+from tests.simulation.world import Report, World  # noqa: E402
 
 PROGRESS_S = 5.0
 FAILURES_MAX = 5
 
 
-def simulate(seed: int, *, asks: int = 0, trace: bool = False) -> World:
-    """Run the world of ``seed`` and return it; ``asks`` overrides how many requests it has."""
+def simulate(seed: int, *, asks: int = 0, trace: bool = False) -> Report:
+    """Run the world of ``seed``; ``asks`` overrides how many requests it has."""
     plan = Plan.draw(seed, random.Random(seed), asks=asks) if asks else None
-    world = World(seed, plan, trace=trace)
-    world.report = world.run()
-    return world
+    return World(seed, plan, trace=trace).run()
 
 
 def seeds_of(text: str, first: int) -> range:
@@ -59,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = said = time.monotonic()
     for done, seed in enumerate(seeds, start=1):
         try:
-            report = simulate(seed, asks=options.deals, trace=options.trace).report
+            report = simulate(seed, asks=options.deals, trace=options.trace)
         except Exception:  # noqa: BLE001 - whatever a world raises is a finding
             traceback.print_exc()
             more = f" --deals {options.deals}" if options.deals else ""

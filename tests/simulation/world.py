@@ -110,7 +110,6 @@ class World:
         self.lost_calls: set[tuple[str, str]] = set()
         self.rulings: dict[bytes, int] = {}
         self.cut: frozenset[str] = frozenset()
-        self.report: Report | None = None
         self.halted_until = 0
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
@@ -201,7 +200,8 @@ class World:
             self.happened += 1
             if self.now > last_ms and self._idle():
                 break
-            self.require(self.now < last_ms + AFTER_MAX_MS, None, "stuck", *self._left())
+            if self.now > last_ms + AFTER_MAX_MS:
+                self.require(False, None, "stuck", *self._left())
         self._finish()
         return Report(
             seed=self.seed,
@@ -227,7 +227,11 @@ class World:
     def _idle(self) -> bool:
         return all(
             node.vanished
-            or (node.up and not node.desk.threads and all(node.asked.values()) and not node.calls)
+            or (
+                node.up
+                and not (node.desk.threads or node.calls or node.store.queue)
+                and all(node.asked.values())
+            )
             for node in self.nodes
         )
 
@@ -455,11 +459,17 @@ class World:
                 )
         for node in self.nodes:
             if node.buys and node.up:
-                committed = node.purse.committed()
+                committed = self._committed(node)
                 within = committed <= node.limit_units
                 self.require(within, node, "is above its limit", committed, node.limit_units)
         if head_s % 16 == 0:
             self.chain.check()
+
+    def _committed(self, node: Node) -> int:
+        """Return what a buyer has set aside, locked and spent, the chain's word first."""
+        aside = dict(node.purse.reserved)
+        gone = sum(max(self.outflow(job), aside.pop(job.deal, 0)) for job in self.jobs_of(node.me))
+        return gone + sum(aside.values())
 
     def _nobody_there(self, deal: OnChainDeal) -> bool:
         return deal.buyer.vanished and deal.seller.vanished
@@ -478,7 +488,7 @@ class World:
         chain.faults.lose_call = None
         for node in self.nodes:
             if chain.owed(node.me):
-                chain.send("at the end", Withdraw(node.me), STRANGER)
+                chain.send(f"at the end {node.name}", Withdraw(node.me), STRANGER)
                 node_owed = f"{node.name} was owed {chain.owed(node.me)}"
                 self.note(node, node_owed)
         self._sealed(chain.seal(self.now // 1_000 + 1))
