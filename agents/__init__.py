@@ -1,1 +1,13 @@
-"""agents"""
+"""The public face: agents that sell and buy.
+
+``from coase.agents import Agent, Job, Price`` is all that a seller needs; ``joined`` runs agents
+for the length of a block, ``Node`` and ``open_node`` give the machinery underneath.
+"""
+
+from coase.negotiation.pricing import Price
+
+from .agent import Agent, Job, Purchase
+from .node import Node, joined, open_node
+from .seller import Windows
+
+__all__ = ["Agent", "Job", "Node", "Price", "Purchase", "Windows", "joined", "open_node"]

@@ -180,7 +180,8 @@ async def open_node(
     from .wiring import open_settlement, open_transport, unlock_seed
 
     network = network or load_network()
-    directory = StateDirectory(state or state_home() / "nodes" / name)
+    home = state_home() / "nodes" / f"{network.net}-{network.escrow[2:10]}"
+    directory = StateDirectory(state or home / name)
     try:
         journal = SqliteJournal(directory.path / "journal.sqlite")
         try:
@@ -220,10 +221,31 @@ async def _run(runtime: Runtime, ready: anyio.Event) -> None:
     await runtime.run(ready=ready.set)
 
 
-async def run_agents(agents: Sequence[Agent], *, state: Path | None = None) -> None:
-    """Join the network with ``agents`` and work until cancelled."""
+@asynccontextmanager
+async def joined(
+    *agents: Agent, state: Path | None = None, compute: Compute | None = None
+) -> AsyncIterator[Node]:
+    """Join the network with ``agents`` for the length of the block, funded on a local chain.
+
+    :raises ConfigurationError: if there is no network; start one with: coase up
+    """
+    from .wiring import ensure_funds
+
     name = agents[0].name if agents else "node"
-    async with open_node(state=state, name=name) as node:
+    async with open_node(state=state, name=name, compute=compute) as node:
         for agent in agents:
             await node.add(agent)
-        await anyio.sleep_forever()
+            await ensure_funds(node.settlement, node.network, agent.address)
+        yield node
+
+
+async def run_agents(agents: Sequence[Agent]) -> None:
+    """Join the network with ``agents`` and work until cancelled."""
+    from .wiring import open_compute
+
+    compute = await open_compute("auto")
+    try:
+        async with joined(*agents, compute=compute):
+            await anyio.sleep_forever()
+    finally:
+        await compute.close()

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from coase.escrow.backends.evm.deploy import give
 from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.escrow.backends.keystore import open_keystore
+from coase.escrow.ports import Settlement
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig, Tls
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity
 
 from .backends.sqlite import SqliteJournal, SqliteTxStore
+from .compute.find import ComputeConfig, Kind, find_compute
+from .compute.ports import Compute
 from .config import Network
 
 FAUCET_UNITS: Final = 100_000_000  # A hundred tokens: some thousand small deals.
+
+
+async def open_compute(kind: str = "auto", *, say: Callable[[str], None] | None = None) -> Compute:
+    """Return the engine called ``kind``, or the best one here for ``auto``.
+
+    :raises ConfigurationError: if there is no such kind, or it lacks a setting
+    :raises ComputeFailed: if there is no engine or no model; says how to get one
+    """
+    for known in get_args(Kind):
+        if kind == known:
+            return await find_compute(ComputeConfig(kind=known), say=say)
+    raise ConfigurationError(f"no engine {kind!r}; there are: {', '.join(get_args(Kind))}")
 
 
 async def open_transport(network: Network, *, name: str = "coase") -> NatsTransport:
@@ -62,11 +78,11 @@ async def open_settlement(network: Network, journal: SqliteJournal) -> EvmSettle
 
 
 async def ensure_funds(
-    settlement: EvmSettlement, network: Network, address: str, *, units: int = FAUCET_UNITS
+    settlement: Settlement, network: Network, address: str, *, units: int = FAUCET_UNITS
 ) -> int:
     """Ask the faucet of a local chain if ``address`` is empty; return what it then holds."""
     balance = await settlement.balance(address)
-    if balance == 0 and network.faucet:
+    if balance == 0 and network.faucet and isinstance(settlement, EvmSettlement):
         await give(settlement.chain, address, token=network.token, units=units)
         balance = await settlement.balance(address)
     return balance

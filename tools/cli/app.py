@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import anyio
 import typer
@@ -114,7 +114,7 @@ def perform(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         fail(error)
 
 
-def fail(error: BaseException) -> Any:
+def fail(error: BaseException) -> NoReturn:
     """Say what went wrong in one line, and exit with the code for it."""
     err.print(f"[bold red]coase:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(exit_code(error))
@@ -126,9 +126,16 @@ def _plain(text: str) -> str:
 
 def run() -> None:
     """Load the commands and run the one that was asked for."""
-    from . import demo_command
+    from . import (
+        agent_command,
+        buy_commands,
+        demo_command,
+        look_commands,
+        model_command,
+        up_command,
+    )
 
-    _ = demo_command
+    _ = (agent_command, buy_commands, demo_command, look_commands, model_command, up_command)
     try:
         app()
     except BrokenPipeError:
