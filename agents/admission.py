@@ -9,11 +9,13 @@ forgeries can cost us; deals that are under way do not draw on it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from coase.protocol.types import AgentId
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coase.protocol.types import AgentId
 
 # A signature, a sealed offer and its own signature cost about 0.3 ms: half of a core at most.
 STRANGERS_PER_S: Final = 2_000

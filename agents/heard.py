@@ -7,10 +7,12 @@ something of its own under it first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coase.protocol.messages import CLOCK_SKEW_MAX_MS, ENVELOPE_LIFE_MAX_MS
-from coase.protocol.types import AgentId
+
+if TYPE_CHECKING:
+    from coase.protocol.types import AgentId
 
 SEEN_MAX: Final = 200_000  # Ids remembered; about 40 MB. The oldest go first.
 ANSWERS_MAX: Final = 20_000  # Answers kept for repetitions; about 1 KiB each.
