@@ -49,6 +49,7 @@ DISCOVERED_MAX: Final = 32  # Brokers of a cluster that are tried beside the con
 _ROOM_WAIT_MAX_S: Final = 0.25  # A sender waits this long for a full socket, then drops.
 _ROOM_POLL_S: Final = 0.005
 _CLOSE_WAIT_MAX_S: Final = 1.0
+_CANCEL_WAIT_S: Final = 0.1
 _NEVER_S: Final = 2**30  # The library's own pings: this module sends its own.
 
 _LIBRARY_ERRORS: Final = (nats.errors.Error, OSError, TimeoutError)
@@ -105,6 +106,9 @@ class _Connection(Client):
                 pending_size=2 * config.send_pending_max_bytes,  # We drop well before it blocks.
                 **options,
             )
+
+        if not self.is_connected:  # Neither yes nor no, which the library lets pass.
+            raise nats.errors.Error("what answers there does not speak NATS")
 
     def _log_in_with(self, login: NkeyLogin, options: dict[str, Any]) -> None:
         options["signature_cb"] = login.sign
@@ -164,10 +168,11 @@ class _Connection(Client):
         self._pending_data_size = 0
         if writer := getattr(self._transport, "_io_writer", None):
             writer.transport.abort()
+            self._transport = None  # Or the library waits for a close that TLS may never tell of.
         try:
             async with asyncio.timeout(_CLOSE_WAIT_MAX_S):
                 await self._close(Client.CLOSED, do_cbs=False)
-        except _LIBRARY_ERRORS as error:
+        except (*_LIBRARY_ERRORS, *_NONSENSE_ERRORS) as error:
             log.debug("closing a connection: %s", error)
 
 
@@ -260,8 +265,9 @@ class NatsTransport(Transport):
             return
         self._closed = True
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            while not self._keeper.done():  # Under Python 3.11 wait_for may swallow a cancellation.
+                self._keeper.cancel()
+                await asyncio.wait((self._keeper,), timeout=_CANCEL_WAIT_S)
         connection, self._connection = self._connection, None
         self._health.connected = False
         if connection is not None:
@@ -360,7 +366,7 @@ class NatsTransport(Transport):
     async def _keep(self) -> None:
         """Hold a connection for ever: find out that it died, drop it, dial again."""
         wait_s = self._config.reconnect_wait_min_s
-        while True:
+        while not self._closed:
             if (connection := self._connection) is not None:
                 await self._until_lost(connection)
                 self._connection, self._health.connected = None, False

@@ -74,7 +74,7 @@ def test_what_is_no_address_has_no_inbox_and_no_shard(agent: str) -> None:
         prefixes(agent)
 
 
-@pytest.mark.parametrize("capability", ["", "inference", "*", "a.b-0123abcd", "x-0123ABCD"])
+@pytest.mark.parametrize("capability", ["", "Inference", "any.", "*", "a.b-0123abcd", "x-0123ABCD"])
 def test_what_is_no_capability_has_no_subject(capability: str) -> None:
     with pytest.raises(ConfigurationError):
         request_subject("local", capability, 0, WHOLE)
