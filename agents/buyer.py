@@ -10,7 +10,9 @@ from typing import Final, Protocol
 from coase.protocol.envelope import Message
 from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
 from coase.protocol.messages import (
+    BODY_SIZE_MAX_BYTES,
     ENVELOPE_LIFE_MAX_MS,
+    PIECES_MAX,
     REQUEST_REPEATS_MS,
     Agreed,
     Header,
@@ -30,6 +32,8 @@ from .steps import Notice, Publish, Step
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
 CLOSING_PAUSE_MS: Final = 250
+# With room for the rest of its message, and for what the heads of pieces take.
+TASK_SIZE_MAX_BYTES: Final = BODY_SIZE_MAX_BYTES - PIECES_MAX * 512
 ASKS_MAX: Final = 1_000  # Requests remembered after their end, for whoever still asks about them.
 
 
@@ -143,12 +147,17 @@ class BuyerDesk:
         request_id: str = "",
         salt: bytes = b"",
     ) -> tuple[Ask, Step]:
-        """Ask the market. The same ``request_id`` is the same request and is asked once only."""
+        """Ask the market. The same ``request_id`` is the same request and is asked once only.
+
+        :raises LocalProtocolError: if the task is too large to be sent to whoever wins it
+        """
         step = Step()
         request_id = request_id or self.desk.chance.take(16).hex()
         known = self.asks.get(request_id)
         if known is not None:
             return known, step
+        if len(json.dumps(wish.task, ensure_ascii=False).encode()) > TASK_SIZE_MAX_BYTES:
+            raise LocalProtocolError(f"a task has at most {TASK_SIZE_MAX_BYTES} bytes as JSON")
         salt = salt or self.desk.chance.take(32)
         secret = self.desk.chance.take(32)
         ask = self._new(request_id, wish, strategy, salt, secret, now_ms=now_ms)

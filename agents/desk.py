@@ -236,7 +236,9 @@ class Desk(Memory):
         thread = self.threads.get(header.deal)
         if thread is None and header.kind == "offer" and self.buyer is not None:
             thread = self.buyer.offered(header, now_ms=now_ms)
-            if thread is not None and thread_id(thread.request_id, header.sender) != header.deal:
+            if thread is not None and header.deal != thread_id(
+                thread.request_id, self.me, header.sender
+            ):
                 raise Refused("unknown_deal", "the thread's id does not follow from its request")
         if thread is None:
             raise Refused("unknown_deal", header.deal)

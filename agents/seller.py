@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from coase.protocol.envelope import Message
+from coase.protocol.errors import ConfigurationError, LocalProtocolError
 from coase.protocol.messages import (
+    SCHEMA_MAX_CHARS,
     Accept,
     Counter,
     Description,
@@ -107,7 +109,15 @@ class SellerDesk:
         self._requests: dict[str, str] = {}
 
     def sell(self, ware: Ware) -> None:
-        """Add a ware."""
+        """Add a ware.
+
+        :raises ConfigurationError: if its schemas are too large to be described to others
+        """
+        for schema in (ware.input_schema, ware.output_schema):
+            if len(canonical_json(schema)) > SCHEMA_MAX_CHARS:
+                raise ConfigurationError(
+                    f"a schema of {ware.name!r} has more than {SCHEMA_MAX_CHARS} characters"
+                )
         self.wares[ware.capability] = ware
 
     def load(self, capability: str) -> int:
@@ -141,7 +151,7 @@ class SellerDesk:
         quote = ware.strategy.quote(request, header.sender, load=load, now_ms=now_ms)
         if quote is None or quote.verification not in request.verifications:
             return
-        deal = thread_id(header.id, self.desk.me)
+        deal = thread_id(header.id, header.sender, self.desk.me)
         if deal in self.desk.threads:
             return
         secret = self.desk.chance.take(32)
@@ -158,8 +168,16 @@ class SellerDesk:
             opened_ms=now_ms,
         )
         nonce = int.from_bytes(self.desk.chance.take(8), "big")
-        self.desk.open_thread(thread, step, now_ms=now_ms)
-        self._offer(thread, ware, quote, nonce, "", step, now_ms=now_ms)
+        opened = Step()
+        self.desk.open_thread(thread, opened, now_ms=now_ms)
+        try:
+            self._offer(thread, ware, quote, nonce, "", opened, now_ms=now_ms)
+        except LocalProtocolError:
+            # A quote that no terms can be made of: as if there had been no request.
+            del self.desk.threads[deal]
+            raise
+        step.records += opened.records
+        step.effects += opened.effects
 
     def _offer(
         self,

@@ -137,12 +137,33 @@ def read_header(wire: bytes) -> Header:
             f"{len(wire)} bytes; an envelope has {SIGNATURE_SIZE_BYTES + 1}"
             f" to {ENVELOPE_SIZE_MAX_BYTES}"
         )
+    signed = wire[SIGNATURE_SIZE_BYTES:]
     try:
-        return Header.model_validate_json(wire[SIGNATURE_SIZE_BYTES:])
+        header = Header.model_validate_json(signed)
+        _require_single_keys(signed)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise MalformedEnvelope(f"not an envelope: {where}: {first['msg']}") from None
+    except _KeyTwice as error:
+        raise MalformedEnvelope(f"not an envelope: {error}") from None
+    return header
+
+
+class _KeyTwice(ValueError):
+    """JSON in which one object names a key twice: two readers could read two messages."""
+
+
+def _single(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _KeyTwice("a key stands twice")
+    return found
+
+
+def _require_single_keys(valid: bytes) -> None:
+    """Return if no object in ``valid``, which has passed its model, names a key twice."""
+    json.loads(valid, object_pairs_hook=_single)
 
 
 def check_times(header: Header, *, now_ms: int) -> None:
@@ -178,6 +199,11 @@ def open_body(header: Header, plain: bytes) -> Message:
         raise Refused("not_sealed", f"{header.kind} is {'' if header.seal == '' else 'not '}sealed")
     if len(plain) > BODY_SIZE_MAX_BYTES:
         raise Refused("too_large", f"{len(plain)} bytes")
+    body = parse_body(header.kind, plain)
+    try:
+        _require_single_keys(plain)
+    except _KeyTwice as error:
+        raise Refused("malformed", f"{header.kind}: {error}") from None
     return Message(
         kind=header.kind,
         id=header.id,
@@ -187,7 +213,7 @@ def open_body(header: Header, plain: bytes) -> Message:
         re=header.re,
         sent_ms=header.sent_ms,
         expires_ms=header.expires_ms,
-        body=parse_body(header.kind, plain),
+        body=body,
         plain=plain,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from .identity import keccak256
 from .terms import Terms, Work
@@ -37,6 +37,8 @@ ROUNDS_MAX: Final = 16  # Proposals of each side; then the thread ends without a
 BIDS_MAX: Final = 256  # A buyer ranks offers before it verifies; this bounds what it ranks.
 ARBITERS_MAX: Final = 8
 FEATURES_MAX: Final = 16
+# Two of them fit the envelope of a description.
+SCHEMA_MAX_CHARS: Final = 16_384
 WINDOW_MAX_S: Final = 30 * 24 * 3600  # The contract's own cap on every window.
 LOCK_BY_MAX_S: Final = 600  # A signed deal holds the seller's capacity until then: keep it short.
 RESEND_FIRST_MS: Final = 250
@@ -69,7 +71,31 @@ Seconds = Annotated[int, Field(ge=0, lt=2**40)]
 Count = Annotated[int, Field(ge=0, lt=2**40)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 NameText = Annotated[str, StringConstraints(max_length=128)]
-KeyText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_CURVE: Final = 2**255 - 19
+# The points of small order on X25519 and its twist (RFC 7748, section 6.1): whoever gives one as
+# a key knows the shared secret, and libraries refuse to seal to it.
+_SMALL_ORDER: Final = frozenset(
+    (
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _CURVE - 1,
+        _CURVE,
+        _CURVE + 1,
+    )
+)
+
+
+def _require_full_order(key: str) -> str:
+    if int.from_bytes(bytes.fromhex(key), "little") % 2**255 in _SMALL_ORDER:
+        raise ValueError("a point of small order is no key")
+    return key
+
+
+KeyText = Annotated[
+    str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), AfterValidator(_require_full_order)
+]
 
 
 class Wire(BaseModel):
@@ -316,7 +342,10 @@ class Result(Wire):
     salt: Bytes32Text
     result: str
     to_seller_units: UnitsText
-    usage: Annotated[dict[Annotated[str, StringConstraints(max_length=32)], Count], Field()]
+    usage: Annotated[
+        dict[Annotated[str, StringConstraints(max_length=32)], Count],
+        Field(max_length=FEATURES_MAX),
+    ]
     signature: SignatureText
 
 
@@ -355,8 +384,8 @@ class Description(Wire):
 
     agent: NameText
     capability: CapabilityText
-    input_schema: Annotated[str, StringConstraints(max_length=16_384)]
-    output_schema: Annotated[str, StringConstraints(max_length=16_384)]
+    input_schema: Annotated[str, StringConstraints(max_length=SCHEMA_MAX_CHARS)]
+    output_schema: Annotated[str, StringConstraints(max_length=SCHEMA_MAX_CHARS)]
     price: ShortText
     about: ShortText
     key: KeyText
@@ -370,8 +399,8 @@ class Evidence(Wire):
     task: str
     result_salt: Bytes32Text
     result: str
-    input_schema: Annotated[str, StringConstraints(max_length=16_384)]
-    output_schema: Annotated[str, StringConstraints(max_length=16_384)]
+    input_schema: Annotated[str, StringConstraints(max_length=SCHEMA_MAX_CHARS)]
+    output_schema: Annotated[str, StringConstraints(max_length=SCHEMA_MAX_CHARS)]
     claim: ShortText
 
 
@@ -467,6 +496,10 @@ def capability_id(name: str, schemas: bytes) -> str:
     return f"{name}-{schemas[:4].hex()}"
 
 
-def thread_id(request_id: str, seller: str) -> str:
-    """Return the id of the thread between the buyer of a request and one seller."""
-    return keccak256(b"coase/thread/v1\0" + bytes.fromhex(request_id + seller[2:]))[:16].hex()
+def thread_id(request_id: str, buyer: str, seller: str) -> str:
+    """Return the id of the thread between the buyer of a request and one seller.
+
+    Requests are public, so the buyer is in it: who copies a request's id opens another thread.
+    """
+    sides = bytes.fromhex(request_id + buyer[2:] + seller[2:])
+    return keccak256(b"coase/thread/v1\0" + sides)[:16].hex()
