@@ -325,7 +325,7 @@ class Round:
 
 
 def _admit(past: Round, seller: AgentId, now_ms: int) -> None:
-    if past.over or (past.accepted and len(past.entries) >= past.plan.bids_max):
+    if past.over:
         raise Refused("expired", "the request is over")
     if now_ms >= past.reply_by_ms:
         raise Refused("expired", "the request takes no more offers")

@@ -95,6 +95,8 @@ def test_silence_keeps_the_reservation_then_lowers_the_score_and_the_next_best_i
     past, _ = hear(a_round(), 200, 150).step(0)
     waiting, decisions = past.step(4_999)
     assert (waiting.reserved_units, decisions) == (150, [Wait(5_000)])
+    with pytest.raises(LocalProtocolError, match="no accept"):
+        past.agreed("t1", now_ms=5_000)
     past, decisions = past.step(5_000)
     assert decisions == [
         Mark(seller(1), Outcome.SILENT),
@@ -279,6 +281,9 @@ def test_who_may_still_make_an_offer() -> None:
     full = hear(past, 250)
     with pytest.raises(Refused, match="capacity"):
         hear(full, 1)
+    over, _ = replace(past, deadline_ms=10).step(10)
+    with pytest.raises(Refused, match="is over"):
+        hear(over, 1)
     assert full.offered("t0", seller(0), at(200), valid_until_ms=NEVER, now_ms=0) == full
 
 

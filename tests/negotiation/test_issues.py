@@ -92,6 +92,13 @@ def test_acceptable_means_within_every_reservation(data: st.DataObject) -> None:
 def test_a_counter_proposal_is_worth_its_target_and_stays_inside(data: st.DataObject) -> None:
     side = data.draw(ends())
     theirs = data.draw(proposals())
+    if data.draw(st.booleans()):  # Names that suit: then the target has to be met.
+        theirs = replace(
+            theirs,
+            verification=side.verifications[-1],
+            settlement=side.settlements[-1],
+            arbiter=side.arbiters[-1],
+        )
     target = data.draw(st.integers(0, FULL))
     order = data.draw(st.permutations(ISSUES))
     ours = side.preferences.proposal_at(target, toward=theirs, order=order)
@@ -112,9 +119,11 @@ def test_a_counter_proposal_says_no_reservation_first(data: st.DataObject) -> No
     ours = side.preferences.proposal_at(
         data.draw(st.integers(0, FULL)), toward=theirs, order=ISSUES
     )
-    said = ((ours.price_units, theirs.price_units, side.price),)
-    said += ((ours.deliver_within_s, theirs.deliver_within_s, side.deliver),)
-    said += ((ours.quality, theirs.quality, side.quality),)
+    said = (
+        (ours.price_units, theirs.price_units, side.price),
+        (ours.deliver_within_s, theirs.deliver_within_s, side.deliver),
+        (ours.quality, theirs.quality, side.quality),
+    )
     for own, heard, (aspiration, reservation) in said:
         assert own != reservation or own in (heard, aspiration)
 
@@ -125,6 +134,13 @@ def test_the_least_is_given_that_reaches_the_target() -> None:
     assert ours.deliver_within_s == 50, "what they offered and we can take stays as it is"
     dearer = replace(ours, price_units=ours.price_units + 1)
     assert BUYER.utility(ours) >= 400_000 > BUYER.utility(dearer)
+
+
+@given(st.integers(0, FULL), st.integers(1, 10**9))
+def test_a_target_between_two_units_is_rounded_in_our_own_favour(target: int, span: int) -> None:
+    side = Preferences(Role.BUYER, price_units=(7, 7 + span), deliver_within_s=(60, 60))
+    theirs = Proposal(price_units=10**10, deliver_within_s=60)
+    assert side.utility(side.proposal_at(target, toward=theirs, order=("price",))) >= target
 
 
 def test_a_sellers_metered_work_is_worth_its_worst_rate() -> None:

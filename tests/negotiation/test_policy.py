@@ -51,11 +51,8 @@ ME, THEM = "0x" + "11" * 20, "0x" + "22" * 20
 CAPABILITY = "inference-0123abcd"
 
 
-def facing(
-    role: Role, *turns: Turn, now_ms: int = 0, counterparty: str = THEM, **changes: int
-) -> View:
-    seen = replace(view(role, turns, now_ms=now_ms), capability=CAPABILITY, **changes)
-    return replace(seen, counterparty=counterparty)
+def facing(role: Role, *turns: Turn, now_ms: int = 0) -> View:
+    return replace(view(role, turns, now_ms=now_ms), capability=CAPABILITY, counterparty=THEM)
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,8 @@ def test_nothing_leaves_that_breaks_a_limit(data: st.DataObject) -> None:
     turns.append(Turn(other(limit.role), theirs, 1, data.draw(st.integers(1, 20_000))))
     seen = facing(limit.role, *turns, now_ms=data.draw(st.integers(0, 9_999)))
     said = data.draw(st.one_of(st.just(theirs), proposals()))
-    move: Move = data.draw(st.sampled_from((Accept(said), Counter(said), Walk("why not"))))
+    moves: list[Move] = [Accept(said), Counter(said), Walk("why not")]
+    move = data.draw(st.sampled_from(moves))
     policy = limit.chain(data.draw(st.permutations(range(9))))
     out = decide(Hostile(move), policy, seen)
     if limit.allow(move, seen):
@@ -299,6 +297,46 @@ def test_rates_below_their_floor_are_raised_or_refused() -> None:
         "RateFloor", "a metered price is below its floor"
     )
     assert policy.check(Counter(skewed), seen) == Counter(replace(skewed, input_price_units=100))
+
+
+@pytest.mark.parametrize(
+    ("role", "limit", "just_within", "just_past"),
+    [
+        (Role.BUYER, DeadlineLimit(60), {"deliver_within_s": 60}, {"deliver_within_s": 61}),
+        (Role.SELLER, DeadlineLimit(60), {"deliver_within_s": 60}, {"deliver_within_s": 59}),
+        (Role.BUYER, QualityFloor(50), {"quality": 50}, {"quality": 49}),
+        (Role.SELLER, QualityFloor(50), {"quality": 50}, {"quality": 51}),
+        (Role.BUYER, AllowedSettlement({"none"}), {"settlement": "none"}, {}),
+        (Role.BUYER, AllowedVerification({"hash"}), {"verification": "hash"}, {}),
+        (Role.SELLER, ArbiterList({ARBITERS[1]}), {"arbiter": ARBITERS[1]}, {}),
+    ],
+)
+def test_each_limit_has_its_edge(
+    role: Role, limit: Limit, just_within: dict[str, object], just_past: dict[str, object]
+) -> None:
+    policy = Policy([PriceLimit(role, 100), limit])
+    within = replace(at(100), **just_within)  # type: ignore[arg-type]
+    past = replace(at(100), **just_past)  # type: ignore[arg-type]
+    for kind in (Accept, Counter):
+        assert policy.check(kind(within), facing(role, Turn(other(role), within, 0))) == kind(
+            within
+        )
+        out = policy.check(kind(past), facing(role, Turn(other(role), past, 0)))
+        assert isinstance(out, Forbidden)
+        assert out.limit == type(limit).__name__
+
+
+def test_rounds_end_with_the_last_one() -> None:
+    policy = Policy([PriceLimit(Role.BUYER, 100), RoundsMax(2)])
+    mine, theirs = Turn(Role.BUYER, at(10), 0), Turn(Role.SELLER, at(90), 0)
+    assert policy.check(Counter(at(20)), facing(Role.BUYER, theirs, mine, theirs)) == Counter(
+        at(20)
+    )
+    spent = facing(Role.BUYER, theirs, mine, theirs, mine, theirs)
+    assert policy.check(Counter(at(20)), spent) == Forbidden(
+        "RoundsMax", "2 proposals have been made"
+    )
+    assert policy.check(Accept(at(90)), spent) == Accept(at(90))
 
 
 def test_what_is_no_move_does_not_leave() -> None:
