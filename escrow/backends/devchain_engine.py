@@ -16,7 +16,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import rlp  # type: ignore[import-untyped]
-from eth.constants import BLANK_ROOT_HASH, CREATE_CONTRACT_ADDRESS, EMPTY_UNCLE_HASH, ZERO_ADDRESS
+from eth.constants import (
+    BLANK_ROOT_HASH,
+    CREATE_CONTRACT_ADDRESS,
+    EMPTY_UNCLE_HASH,
+    SECPK1_N,
+    ZERO_ADDRESS,
+)
 from eth.db.account import AccountDB
 from eth.db.atomic import AtomicDB
 from eth.db.trie import make_trie_root_and_nodes
@@ -35,12 +41,15 @@ from .devchain_pool import Pool, Pooled, PoolRefused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-BLOCK_GAS_MAX: Final = 60_000_000  # About 400 deals' locks; what the main chain allows today.
-CALL_GAS_MAX: Final = 30_000_000  # A read may not keep the process busy for more than seconds.
+BLOCK_GAS_MAX: Final = 30_000_000  # About 190 deals' locks, more than a second's work here.
+# One endless loop costs three seconds of everybody's time. It is the main chain's limit, too.
+TX_GAS_MAX: Final = 2**24
 TX_SIZE_MAX_BYTES: Final = 128 * 1024  # The limit of public nodes; a deployment takes 40 KiB.
+INITCODE_SIZE_MAX_BYTES: Final = 2 * 24_576  # EIP-3860
 NONCE_AHEAD_MAX: Final = 1024  # Further ahead cannot be a real sender's gap.
 BASE_FEE_FIRST: Final = 10**9
 _ZERO32: Final = b"\0" * 32
+_HALF_ORDER: Final = SECPK1_N // 2
 _BLOB_TYPE: Final = 3
 # The machine's types name every kind of bytes; ours are plain.
 _Context: Any = ExecutionContext
@@ -285,8 +294,8 @@ class Engine:
             raise PoolRefused(f"nonce too low: next nonce {nonce}, tx nonce {tx.nonce}")
         if tx.nonce > nonce + NONCE_AHEAD_MAX:
             raise PoolRefused(f"nonce too high: next nonce {nonce}, tx nonce {tx.nonce}")
-        if tx.gas > BLOCK_GAS_MAX:
-            raise PoolRefused("exceeds block gas limit")
+        if tx.gas > TX_GAS_MAX:
+            raise PoolRefused(f"exceeds block gas limit: at most {TX_GAS_MAX} for a transaction")
         fee_max, tip_max = int(tx.max_fee_per_gas), int(tx.max_priority_fee_per_gas)
         if tip_max > fee_max:
             raise PoolRefused("max priority fee per gas higher than max fee per gas")
@@ -309,29 +318,25 @@ class Engine:
             tx = CancunTransactionBuilder.decode(raw)
             if tx.chain_id != self.chain_id:
                 raise PoolRefused(f"invalid chain id: have {tx.chain_id} want {self.chain_id}")
+            # The machine checks neither of these for typed transactions.
+            if tx.gas < tx.intrinsic_gas:
+                raise PoolRefused(f"intrinsic gas too low: have {tx.gas}, want {tx.intrinsic_gas}")
+            if not tx.to and len(tx.data) > INITCODE_SIZE_MAX_BYTES:
+                raise PoolRefused("max initcode size exceeded")
+            if tx.s > _HALF_ORDER or not 0 <= tx.y_parity <= 1:
+                raise PoolRefused("invalid transaction v, r, s values")
             tx.validate()
             return tx, bytes(tx.sender)
         except ValidationError as error:
-            reason = "intrinsic gas too low" if "Insufficient gas" in str(error) else str(error)
-            raise PoolRefused(reason) from error
+            raise PoolRefused(str(error)) from error
         except (RLPException, ValueError, TypeError, IndexError) as error:
             raise PoolRefused(f"no transaction: {error}") from error
 
     # -- making blocks -----------------------------------------------------------------------
 
-    def seal(self) -> Block:
-        """Seal the next block from what waits."""
-        return self.seal_at(self._next_time(self.head.time_s))
-
-    def seal_at(self, time_s: int) -> Block:
-        """Seal the next block from what waits, at ``time_s``."""
-        for _ in self.sealing(time_s, full=lambda: False):
-            pass
-        return self.head
-
-    def sealing(self, time_s: int, *, full: Callable[[], bool]) -> Iterator[None]:
-        """Seal the next block, giving way after each transaction; ``full`` ends it early."""
-        draft = self._draft(time_s)
+    def seal(self, *, full: Callable[[], bool] = lambda: False) -> Block:
+        """Seal the next block from what waits, and return it; ``full`` ends it early."""
+        draft = self._draft()
         state = self._open_state(draft, self.head.state_root)
         mined: list[Mined] = []
         receipts: list[Any] = []
@@ -355,8 +360,8 @@ class Engine:
             mined.append(done)
             receipts.append(receipt)
             txs.append(item.tx)
-            yield
         self._finish(draft, state, mined, receipts, txs)
+        return self.head
 
     def replay(self, raws: Sequence[bytes], time_s: int) -> Block:
         """Execute a recorded block again and return it.
@@ -488,7 +493,7 @@ class Engine:
     ) -> Outcome:
         """Run a call on ``state`` and undo it. Nothing is paid, no nonce is looked at."""
         intrinsic = _intrinsic_gas(to, data)
-        gas = min(gas or CALL_GAS_MAX, CALL_GAS_MAX)
+        gas = min(gas or TX_GAS_MAX, TX_GAS_MAX)
         if gas < intrinsic:
             return Outcome(b"", "intrinsic gas too low", intrinsic)
         if int(state.get_balance(sender)) < value:
@@ -527,8 +532,8 @@ class Engine:
         high = self.call(state, sender=sender, to=to, data=data, value=value)
         if high.error:
             return high
-        low, enough = high.gas_used - 1, CALL_GAS_MAX
-        tried = min(CALL_GAS_MAX, high.gas_used * 64 // 63 + 2300)
+        low, enough = high.gas_used - 1, TX_GAS_MAX
+        tried = min(TX_GAS_MAX, high.gas_used * 64 // 63 + 2300)
         while low + 1 < enough and enough - low > enough // 64:
             run = self.call(state, sender=sender, to=to, data=data, value=value, gas=tried)
             low, enough = (tried, enough) if run.error else (low, tried)

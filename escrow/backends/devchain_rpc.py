@@ -6,6 +6,7 @@ Errors carry the codes of public nodes: 3 with the revert data, -32000 for what 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from eth_abi.exceptions import DecodingError
 from eth_utils.exceptions import ValidationError
 from trie.exceptions import MissingTrieNode
 
-from .devchain_engine import BLOCK_GAS_MAX, CALL_GAS_MAX, Block, Engine, Log, Mined, Outcome
+from .devchain_engine import BLOCK_GAS_MAX, TX_GAS_MAX, Block, Engine, Log, Mined, Outcome
 from .devchain_pool import Pooled, PoolRefused
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 BATCH_SIZE_MAX: Final = 1000  # A batch is answered in one go; this is some hundred milliseconds.
 LOGS_MAX: Final = 20_000  # About 10 MB of answer; ask for fewer blocks at a time.
 FEE_HISTORY_MAX: Final = 1024
+NESTING_MAX: Final = 32  # A batch of filters with choices of topics has six.
+_BRACKETS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]')
+_STEPS: Final = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 CLIENT: Final = "coase-devchain/1"
 PARSE_ERROR, INVALID_REQUEST, NO_METHOD, INVALID_PARAMS = -32700, -32600, -32601, -32602
 REFUSED, LIMIT_EXCEEDED, REVERTED, INTERNAL = -32000, -32005, 3, -32603
@@ -149,8 +153,10 @@ class Rpc:
     def answer(self, body: bytes) -> bytes:
         """Return the answer to one HTTP body."""
         try:
+            if _too_deep(body):
+                raise ValueError("nested too deep")
             request = json.loads(body)
-        except (ValueError, RecursionError):
+        except ValueError:
             return _dump(_failed(None, RpcError(PARSE_ERROR, "this is not JSON")))
         if not isinstance(request, list):
             return _dump(self._one(request))
@@ -274,7 +280,7 @@ class Rpc:
         if overrides:
             raise RpcError(INVALID_PARAMS, "state overrides are not supported")
         fields = self._parse_call(call)
-        gas = min(number(call.get("gas") or CALL_GAS_MAX), CALL_GAS_MAX)
+        gas = min(number(call.get("gas") or TX_GAS_MAX), TX_GAS_MAX)
         outcome = self._engine.call(self._state(tag), **fields, gas=gas)
         _require_success(outcome)
         return _hex(outcome.output)
@@ -379,6 +385,22 @@ class Rpc:
             else:
                 kept.append(_hex(item.tx_hash))
         return kept
+
+
+def _too_deep(body: bytes) -> bool:
+    """Return whether the brackets nest deeper than any request's.
+
+    The machine raises Python's limit of recursion for its own calls, so that a parser would run
+    out of the stack, and end the process, before it ran into that limit.
+    """
+    if body.count(b"[") + body.count(b"{") <= NESTING_MAX:
+        return False
+    depth = 0
+    for bracket in _BRACKETS.finditer(body):
+        depth += _STEPS.get(bracket[0], 0)
+        if depth > NESTING_MAX:
+            return True
+    return False
 
 
 def _require_success(outcome: Outcome) -> None:

@@ -35,7 +35,7 @@ WAIT_MAX_S: Final = 120.0  # Then the caller is told, and may ask again under th
 AWAY_MAX_S: Final = 15.0  # Longer than a local chain needs to start again.
 AWAY_AGAIN_S: Final = 0.5
 REPEAT_EVERY_S: Final = 3.0  # Three blocks of a local chain: the endpoint may have lost it.
-REPEATS_MAX: Final = 32  # The endpoint sees one sender's in order; the rest comes next time.
+REPEATS_MAX: Final = 256  # More than one block takes of one sender; the rest comes next time.
 BUMP_AFTER_S: Final = 30.0  # Far above a block's time anywhere; then the fee is too low.
 BUMP_PERCENT: Final = 13  # Nodes want 10 more at least, some 12.5.
 TIP_AGE_MAX_S: Final = 10.0
@@ -79,6 +79,8 @@ class _Key:
     loaded: bool = False
     quiet_until: float = 0.0
     mined: int = 0
+    suspect: bool = False
+    """The endpoint was away and may have forgotten what waited there."""
     floor: int = 0
     taken: dict[int, SentTx | None] = field(default_factory=dict)
     """What waits; None stands for a transaction that is not ours."""
@@ -397,9 +399,11 @@ class EvmChain:
                 self._trouble = str(error)
                 return
             moved, key.mined = mined > key.mined, mined
-            if moved:
+            if moved and not key.suspect:
                 return
-            for nonce in range(mined, min(tx.nonce + 1, mined + REPEATS_MAX)):
+            key.suspect = False
+            last = max([tx.nonce, *key.taken])
+            for nonce in range(mined, min(last + 1, mined + REPEATS_MAX)):
                 if nonce not in key.taken:
                     await self._fill(key, identity, nonce)
                 earlier = key.taken[nonce]
@@ -560,6 +564,8 @@ class EvmChain:
             except ChainUnavailable as error:
                 self._trouble = str(error)
                 seen = None
+                for key in self._keys.values():
+                    key.suspect = True
             await asyncio.sleep(self._poll_s)
 
 

@@ -88,7 +88,7 @@ async def escrow_of(chain: EvmChain, factory: str, token: str) -> str:
 async def _create(
     chain: EvmChain, identity: Identity, effect_id: str, data: bytes, abi: Abi, what: str
 ) -> str:
-    receipt = await chain.send(effect_id, identity, Request("0x", data, DEPLOY_GAS), abi)
+    receipt = await chain.send(effect_id, identity, Request("", data, DEPLOY_GAS), abi)
     await _require(chain, receipt.created, what)
     return receipt.created
 
