@@ -31,13 +31,14 @@ OURS: Final = frozenset(
 )
 
 # Lists distributions of which a file is missing: what an interrupted installation leaves behind.
+# Reads RECORD itself, because from 3.12 on the library passes over files that are not there.
 DAMAGED: Final = """
-import importlib.metadata as metadata
+import csv, importlib.metadata as metadata
 for found in metadata.distributions():
-    files = found.files
-    if files is None or not all(
-        file.locate().exists() for file in files if file.suffix != ".pyc"
-    ):
+    record = found.read_text("RECORD")
+    names = [row[0] for row in csv.reader((record or "").splitlines()) if row]
+    names = [name for name in names if not name.endswith(".pyc")]
+    if not names or not all(found.locate_file(name).exists() for name in names):
         print(found.metadata["Name"] or found)
 """
 
