@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import anyio
 
 from .gate import Gate, Limits
-from .ports import Chunk, Compute, DoneReason, Estimate, Logprob, ModelInfo, Prompt, Usage
+from .ports import (
+    Chunk,
+    Compute,
+    DoneReason,
+    Estimate,
+    Logprob,
+    ModelInfo,
+    Prompt,
+    PromptRefused,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -58,6 +68,8 @@ class EchoCompute(Compute):
         return self._gate.run(prompt, lambda: self._write(prompt))
 
     async def _write(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        if prompt.model not in (None, _MODEL):
+            raise PromptRefused(f"the echo has no model {prompt.model!r}. Ask for {_MODEL!r}")
         words = _answer(prompt)
         shown = words[: prompt.max_tokens]
         for at, word in enumerate(shown):

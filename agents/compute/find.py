@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import anyio
 import httpx
@@ -73,6 +73,28 @@ async def find_compute(
             return await _ollama(config, say)
         case "auto":
             return await _best(config, say)
+
+
+async def open_compute(kind: str = "auto", *, say: Callable[[str], None] | None = None) -> Compute:
+    """Return the engine of that kind with its model loaded, so that the first prompt is quick.
+
+    :raises ConfigurationError: if there is no such kind, or it needs more than its name
+    :raises ComputeFailed: if it is not here or does not start
+    """
+    for known in get_args(Kind):
+        if kind == known:
+            compute = await find_compute(ComputeConfig(kind=known), say=say)
+            if isinstance(compute, LlamaCppCompute):
+                try:
+                    await compute.start()
+                except BaseException:
+                    with anyio.CancelScope(shield=True):
+                        await compute.close()
+                    raise
+            return compute
+    raise ConfigurationError(
+        f"there is no engine {kind!r}: choose one of {', '.join(get_args(Kind))}"
+    )
 
 
 async def _best(config: ComputeConfig, say: Callable[[str], None]) -> Compute:

@@ -57,8 +57,8 @@ class LlamaCppCompute(Compute):
     """Runs one GGUF model on this machine's processor, with nothing else installed.
 
     The engine starts with the first prompt, or by :meth:`start`. Instances with equal settings
-    in one event loop share one engine and its queue; the last to close ends it, and an engine
-    that died is started again by the next prompt. With a seed (or temperature 0) the same
+    and limits in one event loop share one engine and its queue; the last to close ends it, and
+    an engine that died is started again by the next prompt. With a seed (or temperature 0) the same
     prompt gives the same bytes, also while other prompts run beside it.
     """
 
@@ -129,7 +129,7 @@ class LlamaCppCompute(Compute):
             return
         engine.users -= 1
         if engine.users == 0:
-            _ENGINES[asyncio.get_running_loop()].pop(self._settings, None)
+            _ENGINES[asyncio.get_running_loop()].pop((self._settings, self._limits), None)
             await engine.stop()
 
     def _engine(self) -> _Engine:
@@ -137,7 +137,8 @@ class LlamaCppCompute(Compute):
             raise failed(self.name, why="it was closed", todo="Make a new one")
         if self._shared is None:
             engines = _ENGINES.setdefault(asyncio.get_running_loop(), {})
-            self._shared = engines.setdefault(self._settings, _Engine(self._settings, self._limits))
+            key = (self._settings, self._limits)
+            self._shared = engines.setdefault(key, _Engine(*key))
             self._shared.users += 1
         return self._shared
 
@@ -285,15 +286,15 @@ class _Engine:
         return f" ({words})" if words else ""
 
 
-_ENGINES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[EngineSettings, _Engine]] = (
-    WeakKeyDictionary()
-)
+_ENGINES: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, dict[tuple[EngineSettings, Limits], _Engine]
+] = WeakKeyDictionary()
 
 
 def _spawn(log: IO[bytes]) -> subprocess.Popen[bytes]:
     # -P: the script's folder is no place to import from (it has an ollama.py). A session of
     # its own: Ctrl-C is for the agents, which then close the engine in good order.
-    return subprocess.Popen(  # noqa: S603 - our own script and interpreter
+    return subprocess.Popen(
         [sys.executable, "-P", str(_ENGINE_SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

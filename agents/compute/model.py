@@ -165,7 +165,7 @@ def _fetch_command(folder: Path) -> list[str]:
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(  # noqa: S603 - a command of our own making
+        done = subprocess.run(
             command, capture_output=True, text=True, timeout=FETCH_MAX_S, check=False
         )
     except subprocess.TimeoutExpired as error:
