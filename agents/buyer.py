@@ -86,7 +86,10 @@ class Wish:
     output_max: int = 0
     model: str = ""
     verifications: tuple[str, ...] = ("schema", "none")
-    reply_within_ms: int = 1_500
+    reply_within_ms: int = 5_000
+    """When the request lapses, if nobody offers."""
+    decide_after_ms: int = 1_000
+    """When the round closes, if there are ``bids_min`` offers by then."""
     bids_min: int = 1
     bids_max: int = 16
     level: int = 0
@@ -127,6 +130,14 @@ class Ask:
     """Which limit kept us from taking an offer."""
     outcome: Thread | None = None
     deciding: bool = False
+
+    @property
+    def closes_ms(self) -> int:
+        """When the round closes: soon if there are enough offers, else when the request lapses."""
+        if self.bids < self.wish.bids_min:
+            return self.request.reply_by_ms
+        early_ms = self.opened_ms + self.wish.decide_after_ms
+        return min(early_ms, self.request.reply_by_ms)
 
 
 class BuyerDesk:
@@ -296,7 +307,7 @@ class BuyerDesk:
     def _weigh(self, ask: Ask, step: Step, *, now_ms: int) -> None:
         live = self._live(ask)
         offers = [thread for thread in live if thread.state is State.OFFERED]
-        closing = now_ms >= ask.request.reply_by_ms or ask.bids >= ask.wish.bids_max
+        closing = now_ms >= ask.closes_ms or ask.bids >= ask.wish.bids_max
         if offers:
             decisions = ask.strategy.decide(
                 offers, closing=closing, opened_ms=ask.opened_ms, now_ms=now_ms
@@ -399,7 +410,7 @@ class BuyerDesk:
             if due and now_ms >= ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]:
                 if now_ms < ask.request.reply_by_ms:
                     self._publish(ask, step, now_ms=now_ms)
-            if now_ms >= max(ask.request.reply_by_ms, ask.closing_ms):
+            if now_ms >= max(ask.closes_ms, ask.closing_ms):
                 ask.closing_ms = now_ms + CLOSING_PAUSE_MS
                 self._decide(ask, step, now_ms=now_ms)
 
@@ -408,7 +419,7 @@ class BuyerDesk:
         times = []
         for ask in self._live_asks.values():
             if ask.state is AskState.OPEN:
-                times.append(max(ask.request.reply_by_ms, ask.closing_ms))
+                times.append(max(ask.closes_ms, ask.closing_ms))
                 if ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min:
                     again_ms = ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]
                     if again_ms < ask.request.reply_by_ms:

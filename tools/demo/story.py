@@ -210,7 +210,7 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
                 returns=DigestText,
                 max_price="0.1",
                 deliver_within=90,
-                reply_within_ms=500,
+                decide_after_ms=700,
                 strategy="boulware",
                 rounds=4,
                 features={"characters": len(document.text)},
