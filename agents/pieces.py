@@ -61,12 +61,12 @@ def split(message: Message) -> list[Slice] | None:
     plain = message.plain
     if len(plain) <= BODY_INLINE_MAX_BYTES:
         return None
-    if len(plain) > BODY_SIZE_MAX_BYTES:
-        raise LocalProtocolError(
-            f"the body of {message.kind} has {len(plain)} bytes; {BODY_SIZE_MAX_BYTES} are allowed"
-        )
     room = PIECE_SIZE_MAX_BYTES - _HEAD_MAX_BYTES
     count = -(-len(plain) // room)
+    if count > PIECES_MAX:
+        raise LocalProtocolError(
+            f"the body of {message.kind} has {len(plain)} bytes; {room * PIECES_MAX} are allowed"
+        )
     content = keccak256(plain)
     head = json.dumps(
         {
