@@ -136,6 +136,7 @@ class Job:
     """All that the two sides posted in a dispute, as long as the escrow holds it."""
     penalty_units: int = 0
     deliverable: bytes = ZERO_BYTES32
+    """What was submitted, or settled at once; as the log tells it."""
     how: How = How.OPEN
     to_seller_units: int = 0
     to_buyer_units: int = 0
@@ -467,8 +468,8 @@ def _settle(m: _Move, call: Settle) -> Step:
         m.consent(terms.seller, digest, call.seller_signature)
     if not (working and to_seller):
         return m.close(terms, row, to_seller)
-    # Paid work was delivered, if only just now; its hash is told and not stored.
-    delivered = replace(m.job, phase=Phase.DELIVERED, clock_s=m.now_s)
+    # Paid work was delivered, if only just now. The contract logs its hash without storing it.
+    delivered = replace(m.job, phase=Phase.DELIVERED, clock_s=m.now_s, deliverable=call.deliverable)
     told = (Told("submitted", call.deliverable),)
     return replace(m, job=delivered).close(terms, row, to_seller, told)
 

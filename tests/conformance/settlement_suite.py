@@ -232,6 +232,7 @@ class SettlementSuite:
             "submitted",
             "settled",
         ]
+        assert (await stage.view(terms)).deliverable == DELIVERABLE
         assert await stage.gains() == {"buyer": -60, "seller": 60}
 
     async def test_below_the_price_the_seller_must_consent(self, stage: Stage) -> None:

@@ -51,7 +51,7 @@ from coase.protocol.terms import (
     ruling_digest,
     settlement_digest,
 )
-from coase.protocol.types import ZERO_ADDRESS, How, Phase
+from coase.protocol.types import ZERO_ADDRESS, ZERO_BYTES32, How, Phase
 
 TOKEN: Final = "0x" + "70" * 20
 DOMAIN: Final = Domain(31337, "0x" + "e5" * 20)
@@ -531,10 +531,10 @@ def test_without_an_arbiter_nobody_hears_a_dispute() -> None:
 def test_paid_work_counts_as_submitted_when_it_is_settled_from_working() -> None:
     done = step(job_in(Phase.WORKING), signed_settle(TERMS, 60, "seller"), BUYER, 1500)
     assert [told.kind for told in done.events] == ["submitted", "settled"]
-    assert done.job.clock_s == 1500
+    assert (done.job.clock_s, done.job.deliverable) == (1500, DELIVERABLE)
     nothing = step(job_in(Phase.WORKING), signed_settle(TERMS, 0, "seller"), BUYER, 1500)
     assert [told.kind for told in nothing.events] == ["settled"]
-    assert nothing.job.status is Status.REJECTED
+    assert (nothing.job.status, nothing.job.deliverable) == (Status.REJECTED, ZERO_BYTES32)
 
 
 def test_what_is_owed_is_paid_once() -> None:
