@@ -331,7 +331,10 @@ class _Identity:
 
 
 def _client_config(net: str, url: str, password: str) -> NatsConfig:
-    return NatsConfig(urls=(url,), net=net, user=USER, password=password, micro=True)
+    # Its password is for this machine: other brokers that it may be joined with never see it.
+    return NatsConfig(
+        urls=(url,), net=net, user=USER, password=password, micro=True, follow_cluster=False
+    )
 
 
 def _login(password: str) -> str:

@@ -79,6 +79,7 @@ class _Connection(Client):
         config: NatsConfig,
         server: Server,
         on_error: Callable[[Exception], Awaitable[None]],
+        on_discovered: Callable[[], Awaitable[None]],
     ) -> None:
         """Connect and log in to ``server``, within the time that ``config`` allows."""
         self._wants_tls = config.wants_tls(server)
@@ -97,6 +98,7 @@ class _Connection(Client):
             await self.connect(
                 servers=[server.url],
                 error_cb=on_error,
+                discovered_server_cb=on_discovered,
                 name=config.name,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
@@ -437,9 +439,13 @@ class NatsTransport(Transport):
             if self._connection is connection:
                 self._on_lost(error)
 
+        async def on_discovered() -> None:
+            self._learn(connection, server)
+
         connection = _Connection(on_lost)
         try:
-            await connection.dial(self._config, server, on_error)
+            await connection.dial(self._config, server, on_error, on_discovered)
+            self._learn(connection, server)  # What was in the greeting; later news call back.
             self._require_payload(connection)
             await self._resume(connection)
         except (*_LIBRARY_ERRORS, *_NONSENSE_ERRORS, ConfigurationError) as error:
@@ -473,14 +479,17 @@ class NatsTransport(Transport):
             self._health.reconnects += 1
             log.warning("the broker %s is back", server.url)
         self._ever_connected = True
-        for found in connection.discovered_servers:
+        if connection.lost is not None:  # It broke while we subscribed.
+            self._on_lost(connection.lost)
+
+    def _learn(self, connection: _Connection, server: Server) -> None:
+        """Remember the brokers of its cluster that ``server`` tells of, to dial them as well."""
+        for found in connection.discovered_servers if self._config.follow_cluster else ():
             url = f"{found.scheme}://{found.netloc.rpartition('@')[2]}"
             if len(self._discovered) < DISCOVERED_MAX and url not in self._discovered:
                 # Its certificate may well name the host that we know, and not its address.
                 hostname = server.tls_hostname or urlsplit(server.url).hostname or ""
                 self._discovered[url] = replace(server, url=url, tls_hostname=hostname)
-        if connection.lost is not None:  # It broke while we subscribed.
-            self._on_lost(connection.lost)
 
     def _refuse(self, server: Server, error: Exception) -> None:
         """Say what went wrong with ``server``, without a secret, and what to do about it."""

@@ -95,6 +95,8 @@ class NatsConfig:
     """With it, or with a ``tls://`` URL, nothing is ever said to a broker in clear."""
     micro: bool = False
     """Answer ``$SRV.PING``, ``INFO`` and ``STATS``. Off on shared brokers: it tells who is here."""
+    follow_cluster: bool = True
+    """Also dial the brokers that the one we know tells of. They are shown the same credentials."""
 
     connect_timeout_s: float = 3.0
     ping_interval_s: float = 5.0

@@ -106,6 +106,8 @@ async def test_a_stalled_broker_is_noticed_and_costs_neither_time_nor_memory(
             async with asyncio.timeout(20):  # Far more than sockets take; it must not block.
                 for _ in range(1000):
                     await sender.send(BOB, largest)
+                    if (connection := sender._connection) is not None:
+                        assert connection.pending_data_size <= limit + 2 * len(largest)
             assert sender.health().send_drops > 0
             await eventually(lambda: not sender.health().connected)
             assert "no ping" in " ".join(sender.health().errors)
@@ -138,6 +140,26 @@ async def test_a_cancelled_caller_does_not_harm_the_connection(broker: EmbeddedB
         await transport.send(BOB, b"heard")
         assert await inbox.has(1) == [b"heard"]
         assert transport.health().reconnects == 0
+
+
+async def test_the_broker_is_asked_after_it_was_told_and_not_before() -> None:
+    """A pong proves that a subscription is in force only if the ping came behind it."""
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"max_payload":1048576}\r\n')
+        while line := await reader.readline():
+            heard.append(line.split()[0])
+            if heard[-1] == b"PING":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connected(NatsConfig(urls=(f"nats://127.0.0.1:{port}",))) as transport:
+            assert heard == [b"CONNECT", b"PING"]
+            await transport.listen(BOB, Mailbox())
+            assert heard == [b"CONNECT", b"PING", b"SUB", b"PING"]
 
 
 async def test_without_a_broker_the_error_says_where_and_what_to_do() -> None:
@@ -189,6 +211,7 @@ async def test_a_client_that_is_thrown_out_comes_back_when_it_is_let_in(tmp_path
     user = 'authorization {{ users: [{{ user: me, password: "{}" }}] }}'
     async with bare_server(tmp_path, user.format("old")) as server:
         config = impatient(NatsConfig(urls=(server.url,), user="me", password="old"))
+        config = replace(config, ping_interval_s=3600)  # What the broker says is enough.
         async with connected(config) as transport:
             inbox = Mailbox()
             await transport.listen(BOB, inbox)
@@ -311,21 +334,55 @@ async def test_what_comes_faster_than_it_is_handled_is_dropped_and_counted(
 # Several brokers, other schemes
 
 
-async def test_a_cluster_is_found_from_one_of_its_brokers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", ["when we connect", "only later"])
+async def test_a_cluster_is_found_from_one_of_its_brokers(tmp_path: Path, known: str) -> None:
+    cluster = 'server_name: {name}\ncluster {{ name: c, listen: "127.0.0.1:-1", routes: [{to}] }}'
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        bare_server(tmp_path / "one", cluster.format(name="one", to="")) as first,
+    ):
+        config = impatient(NatsConfig(urls=(first.url,)))
+        if known == "only later":
+            transport = await stack.enter_async_context(connected(config))
+        second = await stack.enter_async_context(
+            bare_server(
+                tmp_path / "two", cluster.format(name="two", to=f'"{first.ports["cluster"][0]}"')
+            )
+        )
+        if known == "when we connect":
+            while str(second.port) not in await _greeting(first.port):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            transport = await stack.enter_async_context(connected(config))
+        await eventually(lambda: second.url in transport._discovered)
+        inbox = Mailbox()
+        await transport.listen(BOB, inbox)
+        await first.end()
+        await eventually(lambda: transport.health().where == second.url)
+        await transport.send(BOB, b"by the other one")
+        assert await inbox.has(1) == [b"by the other one"]
+
+
+async def test_a_node_may_keep_to_the_broker_that_it_knows(tmp_path: Path) -> None:
     cluster = 'server_name: {name}\ncluster {{ name: c, listen: "127.0.0.1:-1", routes: [{to}] }}'
     async with bare_server(tmp_path / "one", cluster.format(name="one", to="")) as first:
         to = f'"{first.ports["cluster"][0]}"'
         async with bare_server(tmp_path / "two", cluster.format(name="two", to=to)) as second:
-            await eventually(lambda: "Route connection created" in first.log)
-            await eventually(lambda: "Route connection created" in second.log)
-            config = impatient(NatsConfig(urls=(first.url,)))
+            while str(second.port) not in await _greeting(first.port):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            config = impatient(NatsConfig(urls=(first.url,), follow_cluster=False))
             async with connected(config) as transport:
-                inbox = Mailbox()
-                await transport.listen(BOB, inbox)
                 await first.end()
-                await eventually(lambda: transport.health().where == second.url)
-                await transport.send(BOB, b"by the other one")
-                assert await inbox.has(1) == [b"by the other one"]
+                await eventually(lambda: len(transport.health().errors) >= 2)
+                assert transport.health().where == first.url
+                assert not transport.health().connected
+
+
+async def _greeting(port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return line.decode()
 
 
 async def test_any_of_several_addresses_will_do(broker: EmbeddedBroker) -> None:
