@@ -14,12 +14,18 @@ import json
 import os
 import secrets
 import stat
+import sys
 from typing import TYPE_CHECKING, Any, Final
-
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity
+
+# What it brings along raises Python's limit of recursion to 100,000: with that, deeply nested JSON
+# from a stranger would run a parser out of its stack and end the process.
+_recursion_limit = sys.getrecursionlimit()
+from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json  # noqa: E402
+
+sys.setrecursionlimit(_recursion_limit)
 
 if TYPE_CHECKING:
     from pathlib import Path

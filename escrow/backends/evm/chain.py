@@ -78,7 +78,7 @@ class _Key:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: bool = False
     quiet_until: float = 0.0
-    mined: int = 0
+    mined: int = -1
     suspect: bool = False
     """The endpoint was away and may have forgotten what waited there."""
     floor: int = 0
@@ -224,7 +224,9 @@ class EvmChain:
             await self.store.finish(effect_id)
             return receipt
         # A failed one changed nothing. Its time may have come by now; the trial will tell.
-        current = sent[-1] if sent and receipt is None else None
+        if receipt is not None:
+            sent = ()
+        current = sent[-1] if sent else None
         key = self._keys.setdefault(identity.address, _Key())
         clock = asyncio.get_running_loop().time
         end = clock() + self._wait_max_s
@@ -243,7 +245,7 @@ class EvmChain:
                 # Its nonce has gone to something: to one of these, or to a stranger.
                 if (receipt := await self._receipt_of(sent)) is not None:
                     return await self._done(effect_id, receipt, request, identity, abi)
-                if await self._is_past(current, key):
+                if await self._is_past(current, key, sent):
                     key.loaded, current = False, None
                 continue
             left = min(REPEAT_EVERY_S, max(0.0, end - clock()))
@@ -391,6 +393,7 @@ class EvmChain:
             return
         async with key.lock:
             key.quiet_until = clock() + REPEAT_EVERY_S
+            floor = key.floor
             try:
                 mined = await self._mined_nonce(tx.sender)
                 if not key.loaded:
@@ -404,20 +407,26 @@ class EvmChain:
             key.suspect = False
             last = max([tx.nonce, *key.taken])
             for nonce in range(mined, min(last + 1, mined + REPEATS_MAX)):
+                if key.floor > floor:
+                    return  # A block came meanwhile: what is missing may be in it.
                 if nonce not in key.taken:
                     await self._fill(key, identity, nonce)
-                earlier = key.taken[nonce]
-                if earlier is not None:
+                elif (earlier := key.taken[nonce]) is not None:
                     await self._push_again(earlier)
 
     async def _fill(self, key: _Key, identity: Identity, nonce: int) -> None:
-        """Take a nonce that was lost (a refused or dropped transaction) with a call of nothing."""
+        """Use up a nonce that was lost with a call of nothing: all later ones wait for it.
+
+        It was lost if the endpoint refused what had it, or a fork undid it and nobody repeats it.
+        """
         fee_max, tip_max = await self._fees()
         nothing = Request(identity.address, b"", 21_000)
         effect_id = f"gap/{self.chain_id}/{identity.address}/{nonce}"
         tx = self._sign(effect_id, identity, nothing, nonce, fee_max, tip_max)
         await self.store.save(effect_id, tx.sender, tx.nonce, tx.raw, tx.tx_hash)
         key.taken[nonce] = tx
+        await self._push_again(tx)
+        await self.store.finish(effect_id)  # Nobody waits for it; a new gap is filled anew.
 
     async def _bump(
         self, effect_id: str, identity: Identity, request: Request, old: SentTx
@@ -452,7 +461,7 @@ class EvmChain:
         except RpcFailed as error:
             raise ChainUnavailable(f"{self.endpoint.url} tells no nonce: {error}") from error
 
-    async def _is_past(self, tx: SentTx, key: _Key) -> bool:
+    async def _is_past(self, tx: SentTx, key: _Key, sent: Iterable[SentTx]) -> bool:
         """Return whether the nonce is used up, and by none of ours that we can see.
 
         Receipts may lag behind nonces on an endpoint of several machines, so it looks twice.
@@ -461,7 +470,6 @@ class EvmChain:
         if key.mined <= tx.nonce:
             await asyncio.sleep(self._poll_s)
             return False
-        sent = await self.store.load(tx.effect_id)
         return await self._wait([one.tx_hash for one in sent], REPEAT_EVERY_S) is None
 
     async def _reason(

@@ -7,15 +7,22 @@ provider's own session closes the connection after every request, so ours is put
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-from web3 import AsyncHTTPProvider, AsyncWeb3
-from web3.types import RPCEndpoint, RPCResponse
 
 from coase.protocol.errors import ChainUnavailable, ConfigurationError
+
+# A part of web3 raises Python's limit of recursion to 100,000 when it is loaded. With that, a few
+# bytes of deeply nested JSON from a stranger run a parser out of its stack and end the process.
+_recursion_limit = sys.getrecursionlimit()
+from web3 import AsyncHTTPProvider, AsyncWeb3  # noqa: E402
+from web3.types import RPCEndpoint, RPCResponse  # noqa: E402
+
+sys.setrecursionlimit(_recursion_limit)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
