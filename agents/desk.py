@@ -500,10 +500,8 @@ class Desk(Memory):
         for half in (self.buyer, self.seller):
             if half is not None:
                 half.ticked(step, now_ms=now_ms)
-        for deal in list(self._bound):
-            self._work(deal, step, now_ms=now_ms)
-        for effect_id in [e for e, at in self._retry.items() if at <= now_ms]:
-            del self._retry[effect_id]
+        while self._agenda and self._agenda[0][0] <= now_ms:
+            self._work(heapq.heappop(self._agenda)[1], step, now_ms=now_ms)
         self._heard.forget(now_ms=now_ms)
         return step
 
@@ -542,7 +540,7 @@ class Desk(Memory):
         """Return when ``tick`` should be called next, or None if nothing is due."""
         times = [due for due, _ in self._acks.values()]
         times += [self._timers[0][0]] if self._timers else []
-        times += [at for at in self._retry.values() if at < NEVER_MS]
+        times += [self._agenda[0][0]] if self._agenda else []
         sources = (self._outbox, self.buyer, self.seller)
         more = [source.next_ms() for source in sources if source is not None]
         times += [due for due in more if due is not None]
@@ -610,6 +608,8 @@ class Desk(Memory):
         }
         until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
         self.say(deal, "result", body, step, now_ms=now_ms, re=thread.task_id, until_ms=until_ms)
+        patience_ms = self.margins.settle_patience_ms
+        heapq.heappush(self._agenda, (now_ms + patience_ms, deal))
         self._work(deal, step, now_ms=now_ms)
         return step
 
@@ -645,6 +645,7 @@ class Desk(Memory):
         """
         step = Step()
         self._retry[effect_id] = now_ms + retry_ms
+        heapq.heappush(self._agenda, (now_ms + retry_ms, effect_id.split(":", 1)[0]))
         if error:
             self._count("chain_errors")
             step.effects.append(Notice("chain_error", effect_id.split(":", 1)[0], detail=error))
@@ -691,6 +692,7 @@ class Desk(Memory):
         except LocalProtocolError as error:
             # One deal that is stuck must not stop the desk; silence has an outcome for it.
             self._retry[self._effect_id(thread, duty)] = now_ms + DUTY_PAUSE_MS
+            heapq.heappush(self._agenda, (now_ms + DUTY_PAUSE_MS, thread.deal))
             self._count("late_move")
             self._keep_dead(DeadLetter(now_ms, duty, thread.counterparty, str(error)))
             return False

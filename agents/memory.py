@@ -47,6 +47,8 @@ class Memory:
         self._acks: dict[tuple[AgentId, str], tuple[int, Header]] = {}
         self._retry: dict[str, int] = {}
         self._timers: list[tuple[int, str]] = []
+        self._agenda: list[tuple[int, str]] = []
+        """When a deal that both have signed may owe something new, by the wall clock."""
         self._bound: dict[str, None] = {}
 
     def open_thread(self, thread: Thread, step: Step, *, now_ms: int) -> None:
@@ -59,6 +61,8 @@ class Memory:
         if thread.job_id:
             self.jobs[thread.job_id] = thread.deal
         if thread.state in BOUND:
+            if thread.deal not in self._bound:
+                heapq.heappush(self._agenda, (0, thread.deal))
             self._bound[thread.deal] = None
         else:
             self._bound.pop(thread.deal, None)

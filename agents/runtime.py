@@ -331,34 +331,34 @@ class Runtime:
                 await self._wake.wait()
 
     async def _chain_loop(self) -> None:
-        last_full = 0.0
+        last_look_s = 0.0
         while True:
+            asked = self._poll.is_set()
+            self._poll = anyio.Event()
             try:
                 head = await self.settlement.head()
                 self.chain_error = ""
-                full = anyio.current_time() - last_full > FULL_LOOK_S
-                if full:
-                    last_full = anyio.current_time()
-                await self._look(head, full=full or head != self.head)
+                late = anyio.current_time() - last_look_s > FULL_LOOK_S
+                if asked or late or head != self.head:
+                    last_look_s = anyio.current_time()
+                    await self._look(head)
             except ChainUnavailable as error:
                 self.chain_error = str(error)
                 log.info("chain: %s", error)
-            self._poll = anyio.Event()
             with anyio.move_on_after(CHAIN_POLL_S):
                 await self._poll.wait()
 
-    async def _look(self, head: Head, *, full: bool) -> None:
+    async def _look(self, head: Head) -> None:
         """Show every desk its deals as the chain has them now."""
         self.head = head
-        watched = {job: seat for seat in self.seats.values() for job in seat.desk.watched()}
-        views = await self.settlement.jobs(list(watched)) if watched else {}
+        watched = [job for seat in self.seats.values() for job in seat.desk.watched()]
+        views = await self.settlement.jobs(watched) if watched else {}
         now_ms = self.now_ms()
+        depth_s = head.time_s - self.settlement.confirmations * BLOCK_S
         for seat in list(self.seats.values()):
-            theirs = {j: views[j] for j in seat.desk.watched() if j in views}
-            if theirs or full:
-                depth_s = head.time_s - self.settlement.confirmations * BLOCK_S
-                step = seat.desk.look(theirs, head=head, depth_s=depth_s, now_ms=now_ms)
-                self.apply(seat, step)
+            theirs = {job: views[job] for job in seat.desk.watched() if job in views}
+            step = seat.desk.look(theirs, head=head, depth_s=depth_s, now_ms=now_ms)
+            self.apply(seat, step)
 
 
 def _deal_of(effect: Effect) -> str:
