@@ -119,6 +119,7 @@ def test_no_strategy_ever_goes_below_its_reservation(data: st.DataObject) -> Non
     assert strategy.reply(seen) == move, "the same view gives the same move"
 
 
+@settings(max_examples=50)
 @given(st.data())
 def test_a_concession_is_never_taken_back_as_time_and_rounds_pass(data: st.DataObject) -> None:
     side = data.draw(ends())
@@ -344,3 +345,28 @@ def test_ties_are_broken_by_the_seed_and_by_nothing_else() -> None:
 
     assert reply(0) == reply(3)
     assert len({str(reply(seed)) for seed in range(3)}) == 3
+
+
+def test_more_is_asked_where_they_gave_most_before() -> None:
+    side = Preferences(
+        Role.BUYER,
+        price_units=(100, 300),
+        deliver_within_s=(10, 210),
+        weights=Weights(price=52, deliver=48, quality=0),
+    )
+    strategy = TimeDependent(side, e_permille=1_000)
+    mine = Turn(Role.BUYER, Proposal(price_units=100, deliver_within_s=10), 1)
+
+    def reply(first: Proposal, last: Proposal) -> Proposal:
+        history = (Turn(Role.SELLER, first, 0), mine, Turn(Role.SELLER, last, 2))
+        move = strategy.reply(view(Role.BUYER, history, now_ms=4_000))
+        assert isinstance(move, Counter)
+        return move.proposal
+
+    now = Proposal(price_units=299, deliver_within_s=150)
+    unmoved = reply(now, now)
+    assert (unmoved.price_units, unmoved.deliver_within_s) < (200, 151)
+    assert unmoved.deliver_within_s == 150, "the price counts most for us, so it is asked for first"
+    moved = reply(replace(now, deliver_within_s=210), now)
+    assert moved.price_units > 280, "time seems cheap to them, so time is asked for first"
+    assert moved.deliver_within_s == 10
