@@ -107,7 +107,7 @@ class Wire(BaseModel):
 class Header(Wire):
     """What every envelope says about itself, and its body."""
 
-    v: Literal[1]
+    v: Annotated[int, Field(ge=1, le=1)]  # Not a literal, which would take ``true`` for 1.
     net: NetText
     id: IdText
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}$")]
