@@ -124,16 +124,18 @@ class JobLog:
         if newest == target.number - 1 and self._blocks[newest] == target.parent_hash:
             return
         known = [number for number in self._blocks if number <= target.number]
-        keep = self._from_block - 1
-        step = 1
-        while known:
-            number = known[-1]
+        # Of the known blocks the first some are still there. The newest is looked at first, as it
+        # nearly always is; then the search halves.
+        stand, gone, place = 0, len(known), len(known) - 1
+        while stand < gone:
+            number = known[place]
             block = target if number == target.number else await self._endpoint.block(hex(number))
             if self._blocks[number] == block.hash:
-                keep = number
-                break
-            del known[-step:]
-            step *= 2
+                stand = place + 1
+            else:
+                gone = place
+            place = (stand + gone) // 2
+        keep = known[stand - 1] if stand else self._from_block - 1
         if keep < self._next - 1:
             self._forked_at = min(keep + 1, self._forked_at or keep + 1)
             self._cut(keep + 1)

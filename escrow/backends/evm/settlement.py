@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from eth_abi.exceptions import DecodingError
+
 from coase.escrow.funding import (
     BY_ALLOWANCE,
     Funding,
@@ -336,18 +338,16 @@ async def token_facts(chain: EvmChain, token: str) -> TokenFacts:
         try:
             data = await chain.call(token, abi.encode(name, *values), abi)
             return abi.functions[name].decode(data)
-        except CallReverted:
-            return None
-        except ValueError:  # Nothing, or something else: no such function there.
+        except (CallReverted, DecodingError, ValueError):  # No such function there, or another.
             return None
 
     decimals, symbol, name = await asyncio.gather(ask("decimals"), ask("symbol"), ask("name"))
-    if decimals is None or name is None:
+    if decimals is None:
         raise ConfigurationError(f"at {token} on chain {chain.chain_id} is no token")
     asset = Asset(chain.chain_id, token, str((symbol or ("?",))[0]), int(decimals[0]))
     separator = await ask("DOMAIN_SEPARATOR")
     for version in ("1", "2"):
-        domain = Domain(chain.chain_id, token, str(name[0]), version)
+        domain = Domain(chain.chain_id, token, str((name or ("",))[0]), version)
         if separator is not None and separator[0] == domain.separator:
             break
     else:
