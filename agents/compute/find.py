@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from .gate import Limits
     from .ports import Compute
 
-# An Ollama on this machine or the LAN answers in a few milliseconds. Nobody waits for one that
-# is not there: the start must not be slow on a plane.
-PROBE_MAX_S: Final = 0.5
+# An Ollama on this machine or the LAN answers in a few milliseconds, and a machine without one
+# refuses at once. The rest is for a busy machine; a start on a plane must not be slow.
+PROBE_MAX_S: Final = 1
 # Asking what models it has reads some small files; once it answered, it may take its time.
 LIST_MAX_S: Final = 5
 Kind = Literal["auto", "ollama", "openai", "llamacpp", "echo"]

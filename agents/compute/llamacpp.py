@@ -24,7 +24,7 @@ from coase.protocol.errors import ComputeFailed
 from .gate import Gate, Limits, guess_tokens
 from .model import digest_of
 from .openai import CONNECT_MAX_S, OpenAICompute
-from .ports import Chunk, Compute, Estimate, ModelInfo, Prompt, PromptRefused, failed
+from .ports import Chunk, Compute, ComputeBusy, Estimate, ModelInfo, Prompt, PromptRefused, failed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # SmolLM2 was trained for 8,192, but each slot's share is memory that is taken at once
 # (12 KB a token): four slots of 2,048 take 100 MB.
 CONTEXT_TOKENS_DEFAULT: Final = 2_048
+DYING_MAX_S: Final = 1
 STOP_MAX_S: Final = 5
 THREADS_MAX: Final = 8  # Beyond it the barriers of a small model cost more than they bring.
 LOADING_GUESS_MS: Final = 1_500
@@ -186,13 +187,15 @@ class _Engine:
             async with aclosing(api.ungated(prompt)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-        except PromptRefused:
+        except (PromptRefused, ComputeBusy):
             raise
         except ComputeFailed as error:
-            if self.pid is None and self._process is not None:
+            # A dying process closes its connections first and is gone a moment later.
+            process = self._process
+            if process is not None and await anyio.to_thread.run_sync(_has_ended, process):
                 raise failed(
                     f"{self.gate.name} died in the middle of an answer",
-                    why=f"exit code {self._process.poll()}{self._last_words()}",
+                    why=f"exit code {process.returncode}{self._last_words()}",
                     todo="Ask again: it starts anew",
                 ) from error
             raise
@@ -313,12 +316,18 @@ def _greet(process: subprocess.Popen[bytes], line: str) -> bytes:
     return process.stdout.readline()
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(DYING_MAX_S)
+    return process.returncode is not None
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         with suppress(BrokenPipeError):
             process.stdin.close()
     try:
-        process.wait(1)  # While it still loads it does not read its stdin.
+        process.wait(DYING_MAX_S)  # While it still loads it does not read its stdin.
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(STOP_MAX_S)

@@ -163,7 +163,12 @@ class OllamaCompute(Compute):
 
     async def _context_of(self, model: str) -> int | None:
         """Return what the model can take at most, or None if it is not for us."""
-        shown = await self._client.show(model)
+        try:
+            shown = await self._client.show(model)
+        except ollama.ResponseError:
+            return None  # Removed since it was listed, or broken: the others are still good.
+        except pydantic.ValidationError:
+            return self._context_tokens  # The client insists on fields that the server may omit.
         remote = getattr(shown, "remote_host", None) or model.endswith(("-cloud", ":cloud"))
         if remote or (shown.capabilities and "completion" not in shown.capabilities):
             return None

@@ -62,12 +62,18 @@ class Server:
 async def serving(handler: Handler) -> AsyncIterator[Server]:
     """Serve HTTP on loopback: each piece that ``handler`` yields is sent at once."""
     requests: list[Request] = []
+    connections: set[asyncio.Task[None]] = set()
+    answers: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.current_task()
+        assert connection is not None
+        connections.add(connection)
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await _read(reader)
             requests.append(request)
             answering = asyncio.create_task(_answer(handler, request, writer))
+            answers.add(answering)
             watching = asyncio.create_task(reader.read(1))  # Nothing more comes but the end.
             await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
@@ -85,6 +91,9 @@ async def serving(handler: Handler) -> AsyncIterator[Server]:
         yield Server(f"http://{host}:{port}", requests)
     finally:
         server.close()
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*connections)
         await server.wait_closed()
 
 
@@ -142,8 +151,13 @@ def real_engine() -> Iterator[str]:
         "api_key": API_KEY,
     }
     command = [sys.executable, "-P", str(Path(engine.__file__))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env={"OMP_WAIT_POLICY": "passive"}, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        env={"OMP_WAIT_POLICY": "passive"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(settings).encode() + b"\n")
@@ -209,7 +223,8 @@ class OllamaFront:
             body["json_schema"] = asked["format"]
         path = "/v1/chat/completions" if is_chat else "/v1/completions"
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        reason, usage = "", {}
+        reason = ""
+        usage: dict[str, int] = {}
         async with (
             httpx.AsyncClient(timeout=120) as client,
             client.stream("POST", self._engine_url + path, json=body, headers=headers) as answer,
