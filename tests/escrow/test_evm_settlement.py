@@ -14,6 +14,7 @@ import pytest
 from coase.escrow.backends.devchain import start_devchain
 from coase.escrow.backends.devchain_node import DevNode
 from coase.escrow.backends.evm import jobs as jobs_module
+from coase.escrow.backends.evm import settlement as settlement_module
 from coase.escrow.backends.evm.abi import escrow_abi
 from coase.escrow.backends.evm.artifacts import artifact
 from coase.escrow.backends.evm.chain import EvmChain, Request
@@ -241,7 +242,7 @@ async def test_a_token_without_signatures_is_paid_by_allowance(
     # The plain ERC-20 part of our own token, the rest cut off: unknown selectors revert.
     allowed = ("transfer", "transferFrom", "approve", "allowance", "balanceOf", "decimals")
     facts = await token_facts(chain, node.token)
-    assert facts.funding is FundingKind.AUTHORIZATION
+    assert facts.kinds[-1] is FundingKind.AUTHORIZATION
     real = chain.call
 
     async def call(to: str, data: bytes, abi: Any, **options: Any) -> bytes:
@@ -252,8 +253,22 @@ async def test_a_token_without_signatures_is_paid_by_allowance(
 
     chain.call = call  # type: ignore[method-assign]
     plain = await token_facts(chain, node.token)
-    assert plain.funding is FundingKind.ALLOWANCE
+    assert plain.kinds == (FundingKind.ALLOWANCE,)
     assert plain.asset == facts.asset
+
+
+@pytest.mark.anyio
+async def test_a_funding_that_the_token_does_not_take_is_refused_at_the_door(
+    node: DevNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = settlement_module.token_facts
+
+    async def plain(*args: Any) -> Any:
+        return replace(await real(*args), kinds=(FundingKind.ALLOWANCE,))
+
+    monkeypatch.setattr(settlement_module, "token_facts", plain)
+    with pytest.raises(ConfigurationError, match="cannot be paid by permit: it takes allowance"):
+        await connect(node, funding=FundingKind.PERMIT)
 
 
 # --------------------------------------------------------------------------- the log and its forks

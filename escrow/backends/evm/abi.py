@@ -133,8 +133,9 @@ def escrow_abi() -> Abi:
 
 @cache
 def token_abi() -> Abi:
-    """Return the token's ABI."""
-    return Abi(artifact("CoaseToken").abi)
+    """Return the token's ABI, with what other tokens have beside it."""
+    version = {"type": "function", "name": "version", "inputs": [], "outputs": [{"type": "string"}]}
+    return Abi([*artifact("CoaseToken").abi, version])
 
 
 @cache

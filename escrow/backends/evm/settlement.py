@@ -43,7 +43,7 @@ from .chain import EvmChain, Request, TxReceipt, other_call
 from .jobs import JobLog
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from coase.escrow.ports import TxStore
     from coase.protocol.identity import Identity
@@ -76,8 +76,8 @@ class TokenFacts:
 
     asset: Asset
     domain: Domain
-    funding: FundingKind
-    """The best that it takes."""
+    kinds: tuple[FundingKind, ...]
+    """How it can be paid, the best last."""
 
 
 class EvmSettlement(Settlement):
@@ -138,6 +138,11 @@ class EvmSettlement(Settlement):
                 )
             found = await chain.call(escrow, escrow_abi().encode("token"), escrow_abi())
             token = await token_facts(chain, "0x" + found[12:32].hex())
+            if funding not in (None, *token.kinds):
+                raise ConfigurationError(
+                    f"the token {token.asset.token} cannot be paid by {funding}: it takes "
+                    + " or ".join(token.kinds)
+                )
         except BaseException:
             await chain.close()
             raise
@@ -147,7 +152,7 @@ class EvmSettlement(Settlement):
             escrow=escrow,
             confirmations=confirmations,
             from_block=from_block,
-            funding=funding or token.funding,
+            funding=funding or token.kinds[-1],
         )
 
     async def close(self) -> None:
@@ -345,15 +350,24 @@ async def token_facts(chain: EvmChain, token: str) -> TokenFacts:
     if decimals is None:
         raise ConfigurationError(f"at {token} on chain {chain.chain_id} is no token")
     asset = Asset(chain.chain_id, token, str((symbol or ("?",))[0]), int(decimals[0]))
+    domain = Domain(chain.chain_id, token, *await _domain_name(ask, name))
     separator = await ask("DOMAIN_SEPARATOR")
-    for version in ("1", "2"):
-        domain = Domain(chain.chain_id, token, str((name or ("",))[0]), version)
-        if separator is not None and separator[0] == domain.separator:
-            break
-    else:
-        return TokenFacts(asset, domain, FundingKind.ALLOWANCE)
-    if await ask("authorizationState", _NOBODY, bytes(32)) is not None:
-        return TokenFacts(asset, domain, FundingKind.AUTHORIZATION)
+    if separator is None or separator[0] != domain.separator:
+        return TokenFacts(asset, domain, (FundingKind.ALLOWANCE,))
+    kinds = [FundingKind.ALLOWANCE]
     if await ask("nonces", _NOBODY) is not None:
-        return TokenFacts(asset, domain, FundingKind.PERMIT)
-    return TokenFacts(asset, domain, FundingKind.ALLOWANCE)
+        kinds.append(FundingKind.PERMIT)
+    if await ask("authorizationState", _NOBODY, bytes(32)) is not None:
+        kinds.append(FundingKind.AUTHORIZATION)
+    return TokenFacts(asset, domain, tuple(kinds))
+
+
+async def _domain_name(
+    ask: Callable[..., Awaitable[tuple[Any, ...] | None]], name: tuple[Any, ...] | None
+) -> tuple[str, str]:
+    """Return name and version of a token's typed data: by EIP-5267, else as most do it."""
+    told = await ask("eip712Domain")
+    if told is not None:
+        return str(told[1]), str(told[2])
+    version = await ask("version")
+    return str((name or ("",))[0]), str((version or ("1",))[0])
