@@ -1,8 +1,10 @@
 """The journal in one SQLite file per node: write-ahead log, synchronous, committed in groups.
 
-One thread of its own writes. Whatever was queued while the last commit ran goes into the next
-one, so one fsync serves many deals. If a commit fails, nothing after it is ever committed: the
-node stops and starts again from what is on disk.
+Rows are inserted in the event loop's thread, which takes microseconds, and only the commit, which
+waits for the disk, runs in a thread of its own: a thread that also inserted would fight the loop
+for the interpreter's lock at every row. Whatever was queued while the last commit ran goes into
+the next one, so one fsync serves many deals. If a commit fails, nothing after it is ever
+committed: the node stops and starts again from what is on disk.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ import fcntl
 import json
 import logging
 import os
-import queue
 import sqlite3
-import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_MS: Final = 5_000
-GROUP_MAX: Final = 4_096  # Rows of one commit; a longer queue takes several.
+
+_Statement = tuple[str, Sequence[object]]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -48,12 +50,6 @@ CREATE TABLE IF NOT EXISTS transactions (
     open INTEGER NOT NULL DEFAULT 1, UNIQUE (effect_id, tx_hash));
 CREATE INDEX IF NOT EXISTS transactions_open ON transactions (seq) WHERE open = 1;
 """
-
-
-@dataclass(slots=True)
-class _Group:
-    number: int
-    statements: list[tuple[str, Sequence[object]]]
 
 
 class StateDirectory:
@@ -96,14 +92,15 @@ class SqliteJournal(Journal):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._failure: Exception | None = None
-        self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._queue: list[_Statement] = []
         self._queued = 0
         self._done = 0
-        self._waiters: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.commits = 0
         self.commit_ns = 0
         try:
+            self._writer = self._open()
             self._reader = self._open()
             self._migrate()
         except sqlite3.Error as error:
@@ -111,8 +108,7 @@ class SqliteJournal(Journal):
                 f"the journal {path} cannot be opened: {error}; if the file is damaged, move it"
                 " away: money that is locked stays in the escrow and is found there"
             ) from error
-        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -137,14 +133,21 @@ class SqliteJournal(Journal):
             )
         self._path.chmod(0o600)
 
-    def _put(self, statements: list[tuple[str, Sequence[object]]]) -> int:
+    def _put(self, statements: list[_Statement]) -> int:
         if self._failure is not None:
-            raise JournalFailed(f"the journal {self._path} failed: {self._failure}")
-        with self._lock:
-            self._queued += 1
-            group = _Group(self._queued, statements)
-            self._queue.put(group)
-            return group.number
+            raise self._failed()
+        self._queue += statements
+        self._queued += 1
+        if self._committing is None:
+            loop = asyncio.get_running_loop()
+            self._committing = loop.create_task(self._commit_all())
+        return self._queued
+
+    def _failed(self) -> JournalFailed:
+        return JournalFailed(
+            f"the journal {self._path} could not be written: {self._failure}; nothing of it was"
+            " done, and nothing is lost: free some space and start again"
+        )
 
     def append(self, records: Sequence[Record]) -> int:
         """Queue ``records`` for the next commit and return the number of their group."""
@@ -190,62 +193,53 @@ class SqliteJournal(Journal):
 
         :raises JournalFailed: if the disk refused it or an earlier group
         """
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if self._failure is not None:
-                raise JournalFailed(f"the journal {self._path} failed: {self._failure}")
-            if self._done >= group:
-                return
-            future: asyncio.Future[None] = loop.create_future()
-            self._waiters.append((group, loop, future))
+        if self._failure is not None:
+            raise self._failed()
+        if self._done >= group:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((group, future))
         await future
 
-    def _write(self) -> None:
-        """Commit groups until told to stop. Runs in the journal's own thread."""
-        connection = self._open()
-        stop = False
-        while not stop:
-            first = self._queue.get()
-            groups = [first] if first is not None else []
-            stop = first is None
-            rows = 0
-            while not stop and rows < GROUP_MAX:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    stop = True
-                else:
-                    groups.append(more)
-                    rows += len(more.statements)
-            if groups and self._failure is None:
-                started = time.perf_counter_ns()
-                self._commit(connection, groups)
-                self.commits += 1
-                self.commit_ns += time.perf_counter_ns() - started
-        connection.close()
-
-    def _commit(self, connection: sqlite3.Connection, groups: list[_Group]) -> None:
-        failure: Exception | None = None
+    async def _commit_all(self) -> None:
+        """Commit group after group until nothing is queued."""
+        loop = asyncio.get_running_loop()
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            for group in groups:
-                for statement, values in group.statements:
-                    connection.execute(statement, values)
-            connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            failure = error
-            log.error("the journal %s could not commit: %s", self._path, error)
-        with self._lock:
-            if failure is not None:
-                self._failure = failure
+            while self._queue and self._failure is None:
+                # Whatever else happens in this turn of the loop goes into the same commit.
+                await asyncio.sleep(0)
+                statements, self._queue = self._queue, []
+                last, started = self._queued, time.perf_counter_ns()
+                try:
+                    self._insert(statements)
+                    await loop.run_in_executor(self._thread, self._writer.execute, "COMMIT")
+                except (sqlite3.Error, OSError) as error:
+                    self._failure = error
+                    log.error("the journal %s could not commit: %s", self._path, error)
+                else:
+                    self._done = last
+                    self.commits += 1
+                    self.commit_ns += time.perf_counter_ns() - started
+                self._wake()
+        finally:
+            self._committing = None
+
+    def _insert(self, statements: list[_Statement]) -> None:
+        execute = self._writer.execute
+        execute("BEGIN IMMEDIATE")
+        for statement, values in statements:
+            execute(statement, values)
+
+    def _wake(self) -> None:
+        """Tell those who wait for what is now on disk, or that nothing will be any more."""
+        while self._waiters and (self._failure is not None or self._waiters[0][0] <= self._done):
+            _, future = self._waiters.popleft()
+            if future.done():
+                continue
+            if self._failure is None:
+                future.set_result(None)
             else:
-                self._done = groups[-1].number
-            ready = [w for w in self._waiters if failure is not None or w[0] <= self._done]
-            self._waiters = [w for w in self._waiters if w not in ready]
-        for _, loop, future in ready:
-            loop.call_soon_threadsafe(_resolve, future, failure)
+                future.set_exception(self._failed())
 
     def open_records(self, agent: AgentId) -> list[Record]:
         """Return, in order, all records of the deals of ``agent`` that are not closed."""
@@ -275,10 +269,11 @@ class SqliteJournal(Journal):
 
     async def close(self) -> None:
         """Commit what is queued and close the file. Safe to repeat."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._reader.close()
+        while self._committing is not None:
+            await asyncio.wait([self._committing])
+        self._thread.shutdown()
+        self._writer.close()
+        self._reader.close()
 
 
 class SqliteTxStore(TxStore):
@@ -319,17 +314,6 @@ class SqliteTxStore(TxStore):
         query = f"SELECT effect_id, sender, nonce, raw, tx_hash FROM transactions {where}"  # noqa: S608
         rows = self._journal.read(query, values)
         return tuple(SentTx(r[0], r[1], r[2], bytes(r[3]), r[4]) for r in rows)
-
-
-def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:
-    if future.done():
-        return
-    if failure is None:
-        future.set_result(None)
-    else:
-        future.set_exception(
-            JournalFailed(f"the journal could not be written: {failure}; nothing of it was done")
-        )
 
 
 def read_summaries(path: Path) -> list[dict[str, object]]:

@@ -11,7 +11,6 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel, ConfigDict
 
 from coase.agents.config import Network
-
 from coase.protocol.identity import Identity, keccak256, require_signer
 
 PAYLOAD = "x" * 512  # About what a request weighs.

@@ -13,13 +13,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
+
 from coase.agents.agent import Agent
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.config import NatsAddress, Network
 from coase.agents.node import Node, running
 from coase.escrow.backends.memory import MemoryChain, MemorySettlement
+from coase.escrow.ports import Receipt
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig
+from coase.protocol.effects import Call
 from coase.protocol.identity import Identity
 from coase.protocol.types import Asset
 
@@ -55,10 +59,17 @@ async def connect(network: Network) -> NatsTransport:
     return await NatsTransport.connect(config)
 
 
+class Idle(MemorySettlement):
+    """A settlement whose calls never end, so that nothing after ``agreed`` costs anything."""
+
+    async def perform(self, effect_id: str, call: Call, identity: Identity) -> Receipt:
+        """Wait for ever."""
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
 @asynccontextmanager
-async def bench_node(
-    network: Network, agent: Agent, secret: int, *, disk: bool = True
-) -> AsyncIterator[Node]:
+async def bench_node(network: Network, agent: Agent, secret: int) -> AsyncIterator[Node]:
     """Yield a node with one agent, a real journal and a chain in memory that never moves.
 
     Every deal stays agreed until its lock lapses, since nobody seals a block.
@@ -66,7 +77,7 @@ async def bench_node(
     with tempfile.TemporaryDirectory(prefix="coase-bench-") as folder:
         journal = SqliteJournal(Path(folder) / "journal.sqlite")
         chain = MemoryChain(ASSET, escrow=ESCROW, time_s=int(time.time()))
-        settlement = MemorySettlement(chain, lambda: int(time.time()))
+        settlement = Idle(chain, lambda: int(time.time()))
         transport = await connect(network)
         seed = Identity(secret.to_bytes(32, "big"))
         node = Node(network, transport, settlement, journal, seed=seed)
