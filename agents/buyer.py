@@ -287,7 +287,7 @@ class BuyerDesk:
 
     def _keep(self, ask: Ask) -> None:
         self.asks[ask.request_id] = self._live_asks[ask.request_id] = ask
-        if len(self.asks) > ASKS_MAX + len(self._live_asks):
+        while len(self.asks) > ASKS_MAX + len(self._live_asks):
             over = next(key for key in self.asks if key not in self._live_asks)
             del self.asks[over]
 
