@@ -18,7 +18,8 @@ from typing import IO, Any, Final
 
 from coase.protocol.errors import CoaseError, ConfigurationError, JournalFailed
 
-START_MAX_S: Final = 60.0  # Loading the machine takes a second; a long history some more.
+# Loading the machine takes a second; a kept chain is executed again, at 10 ms for a deal's step.
+START_MAX_S: Final = 600.0
 STOP_MAX_S: Final = 5.0
 EXIT_CONFIGURATION: Final = 78  # As sysexits.h has it.
 EXIT_JOURNAL: Final = 70

@@ -11,11 +11,10 @@ What it leaves out of Cancun: blob transactions, and the system call that stores
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-import rlp  # type: ignore[import-untyped]
 from eth.constants import (
     BLANK_ROOT_HASH,
     CREATE_CONTRACT_ADDRESS,
@@ -97,37 +96,57 @@ class Block:
     hash: bytes
     parent_hash: bytes
     state_root: bytes
-    tx_root: bytes
-    receipts_root: bytes
-    bloom: int
-    gas_used: int
     base_fee: int
+    tx_root: bytes = BLANK_ROOT_HASH
+    receipts_root: bytes = BLANK_ROOT_HASH
+    bloom: int = 0
+    gas_used: int = 0
     transactions: tuple[Mined, ...] = ()
 
-    def header_fields(self) -> list[bytes]:
-        """Return the fields of the header in their order, each as the bytes that are hashed."""
-        return [
-            self.parent_hash,
-            EMPTY_UNCLE_HASH,
-            ZERO_ADDRESS,
-            self.state_root,
-            self.tx_root,
-            self.receipts_root,
-            self.bloom.to_bytes(256, "big"),
-            b"",
-            _minimal(self.number),
-            _minimal(BLOCK_GAS_MAX),
-            _minimal(self.gas_used),
-            _minimal(self.time_s),
-            b"",
-            self.parent_hash,  # As the random beacon: the same again when it is executed again.
-            b"\0" * 8,
-            _minimal(self.base_fee),
-            BLANK_ROOT_HASH,
-            b"",
-            b"",
-            _ZERO32,
-        ]
+    def header(self) -> bytes:
+        """Return the RLP of the header, which is what its hash is taken of.
+
+        Written out for this one shape: a general encoder takes most of an empty block's time.
+        """
+        payload = b"".join(
+            (
+                b"\xa0",
+                self.parent_hash,
+                _HEADER_START,
+                self.state_root,
+                b"\xa0",
+                self.tx_root,
+                b"\xa0",
+                self.receipts_root,
+                b"\xb9\x01\x00",
+                self.bloom.to_bytes(256, "big") if self.bloom else _NO_BLOOM,
+                b"\x80",
+                _number(self.number),
+                _number(BLOCK_GAS_MAX),
+                _number(self.gas_used),
+                _number(self.time_s),
+                b"\x80\xa0",
+                self.parent_hash,  # As the random beacon: the same when it is executed again.
+                _HEADER_MIDDLE,
+                _number(self.base_fee),
+                _HEADER_END,
+            )
+        )
+        return b"\xf9" + len(payload).to_bytes(2, "big") + payload
+
+
+_NO_BLOOM: Final = bytes(256)
+_HEADER_START: Final = b"\xa0" + EMPTY_UNCLE_HASH + b"\x94" + ZERO_ADDRESS + b"\xa0"
+_HEADER_MIDDLE: Final = b"\x88" + bytes(8)
+_HEADER_END: Final = b"\xa0" + BLANK_ROOT_HASH + b"\x80\x80\xa0" + _ZERO32
+
+
+def _number(value: int) -> bytes:
+    """Return the RLP of a number below 2**440."""
+    if not value:
+        return b"\x80"
+    data = value.to_bytes((value.bit_length() + 7) // 8, "big")
+    return data if value < 0x80 else bytes((0x80 + len(data),)) + data
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +173,6 @@ class Outcome:
 
 
 _REVERTED: Final = "execution reverted"
-
-
-def _minimal(value: int) -> bytes:
-    return value.to_bytes((value.bit_length() + 7) // 8, "big")
 
 
 def _next_base_fee(parent: Block) -> int:
@@ -205,14 +220,15 @@ class Engine:
             for slot, value in account.storage:
                 accounts.set_storage(address, slot, value)
         accounts.persist()
-        genesis = self._block(
+        genesis = Block(
             number=0,
             time_s=genesis_time_s,
+            hash=b"",
             parent_hash=_ZERO32,
             state_root=accounts.state_root,
             base_fee=BASE_FEE_FIRST,
         )
-        self._publish(genesis)
+        self._publish(replace(genesis, hash=keccak256(genesis.header())))
 
     # -- what stands -------------------------------------------------------------------------
 
@@ -337,7 +353,7 @@ class Engine:
     def seal(self, *, full: Callable[[], bool] = lambda: False) -> Block:
         """Seal the next block from what waits, and return it; ``full`` ends it early."""
         draft = self._draft()
-        state = self._open_state(draft, self.head.state_root)
+        state: Any = self._open_state(draft, self.head.state_root) if len(self.pool) else None
         mined: list[Mined] = []
         receipts: list[Any] = []
         txs: list[Any] = []
@@ -413,48 +429,31 @@ class Engine:
             hash=b"",
             parent_hash=parent.hash,
             state_root=parent.state_root,
-            tx_root=BLANK_ROOT_HASH,
-            receipts_root=BLANK_ROOT_HASH,
-            bloom=0,
-            gas_used=0,
             base_fee=_next_base_fee(parent),
         )
 
     def _finish(
         self, draft: Block, state: Any, mined: list[Mined], receipts: list[Any], txs: list[Any]
     ) -> None:
-        root, tx_root, receipts_root, bloom = draft.state_root, BLANK_ROOT_HASH, BLANK_ROOT_HASH, 0
+        block = draft
         if mined:
             state.persist()
-            root = state.state_root
-            tx_root = make_trie_root_and_nodes(tuple(txs))[0]
-            receipts_root = make_trie_root_and_nodes(tuple(receipts))[0]
+            bloom = 0
             for receipt in receipts:
                 bloom |= receipt.bloom
-        block = self._block(
-            number=draft.number,
-            time_s=draft.time_s,
-            parent_hash=draft.parent_hash,
-            state_root=root,
-            base_fee=draft.base_fee,
-            tx_root=tx_root,
-            receipts_root=receipts_root,
-            bloom=bloom,
-            gas_used=sum(done.gas_used for done in mined),
-            transactions=tuple(mined),
-        )
+            block = replace(
+                draft,
+                state_root=state.state_root,
+                tx_root=make_trie_root_and_nodes(tuple(txs))[0],
+                receipts_root=make_trie_root_and_nodes(tuple(receipts))[0],
+                bloom=bloom,
+                gas_used=sum(done.gas_used for done in mined),
+                transactions=tuple(mined),
+            )
+        block = replace(block, hash=keccak256(block.header()))
         if self._journal is not None:
             self._journal(block)
         self._publish(block)
-
-    @staticmethod
-    def _block(**fields: Any) -> Block:
-        fields.setdefault("tx_root", BLANK_ROOT_HASH)
-        fields.setdefault("receipts_root", BLANK_ROOT_HASH)
-        fields.setdefault("bloom", 0)
-        fields.setdefault("gas_used", 0)
-        fields["hash"] = keccak256(rlp.encode(Block(**fields, hash=b"").header_fields()))
-        return Block(**fields)
 
     def _publish(self, block: Block) -> None:
         self.blocks.append(block)

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from eth.constants import BLANK_ROOT_HASH, EMPTY_UNCLE_HASH
 from eth.exceptions import PyEVMError
 from eth.vm.forks.cancun.transactions import CancunTransactionBuilder
 from eth_abi.abi import decode as abi_decode
@@ -430,7 +431,7 @@ def _block_json(block: Block, full: bool) -> dict[str, Any]:
         "number": hex(block.number),
         "hash": _hex(block.hash),
         "parentHash": _hex(block.parent_hash),
-        "sha3Uncles": _hex(block.header_fields()[1]),
+        "sha3Uncles": _hex(EMPTY_UNCLE_HASH),
         "miner": "0x" + "00" * 20,
         "stateRoot": _hex(block.state_root),
         "transactionsRoot": _hex(block.tx_root),
@@ -445,7 +446,7 @@ def _block_json(block: Block, full: bool) -> dict[str, Any]:
         "mixHash": _hex(block.parent_hash),
         "nonce": "0x" + "00" * 8,
         "baseFeePerGas": hex(block.base_fee),
-        "withdrawalsRoot": _hex(block.header_fields()[16]),
+        "withdrawalsRoot": _hex(BLANK_ROOT_HASH),
         "withdrawals": [],
         "blobGasUsed": "0x0",
         "excessBlobGas": "0x0",

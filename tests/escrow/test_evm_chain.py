@@ -535,13 +535,14 @@ async def test_a_shared_request_never_answers_who_asked_after_it_began() -> None
 
 @pytest.mark.anyio
 async def test_a_failed_shared_request_does_not_spoil_the_next() -> None:
-    outcomes = iter([ChainUnavailable("away"), 5])
+    outcomes: Any = iter([ChainUnavailable("away"), 5])
 
     async def fetch() -> int:
         outcome = next(outcomes)
         if isinstance(outcome, Exception):
             raise outcome
-        return int(outcome)
+        number: int = outcome
+        return number
 
     shared = Shared(fetch)
     with pytest.raises(ChainUnavailable):

@@ -30,7 +30,7 @@ from coase.escrow.funding import (
     deadline_of,
 )
 from coase.escrow.ports import FundingKind, MemoryTxStore
-from coase.protocol.effects import Dispute, Open, Poke, Settle, Submit
+from coase.protocol.effects import Call, Dispute, Open, Poke, Settle, Submit
 from coase.protocol.errors import ChainUnavailable, ConfigurationError
 from coase.protocol.identity import Identity, keccak256, recover
 from coase.protocol.terms import Domain, Terms, Work, receive_digest, settlement_digest
@@ -105,9 +105,9 @@ async def settlement(node: DevNode) -> AsyncIterator[EvmSettlement]:
     await settlement.close()
 
 
-async def connect(node: DevNode, **options: Any) -> EvmSettlement:
-    options = {"escrow": node.escrow, "store": MemoryTxStore(), "poll_s": POLL_S} | options
-    return await EvmSettlement.connect(node.url, **options)
+async def connect(node: DevNode, **changes: Any) -> EvmSettlement:
+    options: dict[str, Any] = {"escrow": node.escrow, "store": MemoryTxStore(), "poll_s": POLL_S}
+    return await EvmSettlement.connect(node.url, **options | changes)
 
 
 # --------------------------------------------------------------------------------- deployment
@@ -144,7 +144,7 @@ async def test_a_deployment_cut_short_goes_on(
             raise KeyboardInterrupt
         return await real(*args)
 
-    chain.send = send  # type: ignore[method-assign]
+    chain.send = send  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         await deploy(chain, MAKER)
     chain.send = real  # type: ignore[method-assign]
@@ -288,7 +288,7 @@ async def test_the_view_of_every_step_is_what_the_contract_stores(
 
     terms = terms_of(settlement, START_S)
     job_id = terms.digest(settlement.domain)
-    steps = [
+    steps: list[tuple[Call, Identity]] = [
         (opening(settlement, terms), BUYER),
         (Submit(terms, RESULT), SELLER),
         (paying(settlement, terms, 60), BUYER),

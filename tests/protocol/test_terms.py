@@ -268,8 +268,9 @@ def test_payments_by_signature_hash_as_the_library_hashes_them(
 @given(TERMS, st.sampled_from([field for field in Terms.__dataclass_fields__ if field != "work"]))
 def test_every_field_of_the_terms_is_signed(terms: Terms, field: str) -> None:
     old = getattr(terms, field)
+    new: Any
     if isinstance(old, int):
-        new: object = old ^ 1
+        new = old ^ 1
     else:
         new = old[:-1] + ("0" if old[-1] != "0" else "1")
     changed = replace(terms, **{field: new})
@@ -280,7 +281,7 @@ def test_every_field_of_the_terms_is_signed(terms: Terms, field: str) -> None:
 @given(WORKS, st.sampled_from(list(Work.__dataclass_fields__)))
 def test_every_field_of_the_work_is_signed(work: Work, field: str) -> None:
     old = getattr(work, field)
-    new: object
+    new: Any
     if isinstance(old, int):
         new = old ^ 1
     elif isinstance(old, bytes):
