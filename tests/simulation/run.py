@@ -17,8 +17,9 @@ from pathlib import Path
 # Started as a script: what is imported must be the same modules as under pytest.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from coase.protocol.errors import CoaseError  # noqa: E402
 from tests.simulation.plan import Plan  # noqa: E402
-from tests.simulation.world import Report, World  # noqa: E402
+from tests.simulation.world import Report, Violation, World  # noqa: E402
 
 PROGRESS_S = 5.0
 FAILURES_MAX = 5
@@ -55,14 +56,21 @@ def main(arguments: list[str] | None = None) -> int:
     failed: list[int] = []
     deals = events = 0
     began = said = time.monotonic()
+    worked = time.process_time()
     for done, seed in enumerate(seeds, start=1):
+        found = False
         try:
             report = simulate(seed, asks=options.deals, trace=options.trace)
-        except Exception:  # noqa: BLE001 - whatever a world raises is a finding
+            found = True
+        except (Violation, CoaseError):
             traceback.print_exc()
-            more = f" --deals {options.deals}" if options.deals else ""
-            print(f"FAILED: .venv/bin/python tests/simulation/run.py --seed {seed}{more} --trace")
             failed.append(seed)
+        finally:
+            if not found:  # Whatever it was, this is how to see it again.
+                more = f" --deals {options.deals}" if options.deals else ""
+                command = f".venv/bin/python tests/simulation/run.py --seed {seed}{more} --trace"
+                print(f"FAILED: {command}")
+        if not found:
             if len(failed) >= FAILURES_MAX:
                 break
             continue
@@ -75,7 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
             said = time.monotonic()
             print(f"{done} of {len(seeds)} seeds, {deals / (said - began):.0f} deals/s", flush=True)
     took = max(time.monotonic() - began, 1e-9)
-    print(f"{deals} deals, {events} events in {took:.1f} s: {deals / took:.0f} deals/s")
+    worked = max(time.process_time() - worked, 1e-9)
+    print(
+        f"{deals} deals, {events} events in {took:.1f} s: {deals / took:.0f} deals/s,"
+        f" {deals / worked:.0f} in each second of processor time"
+    )
     for table in (outcomes, counts):
         print("; ".join(f"{name} {count}" for name, count in table.most_common()))
     if failed:
