@@ -9,7 +9,7 @@ from typing import Final
 from coase.protocol.envelope import Message
 from coase.protocol.messages import ENVELOPE_LIFE_MAX_MS, Header
 from coase.protocol.session import Thread, deadline_ms, fail, judge, receive, say, see, tick
-from coase.protocol.states import BOUND, Role
+from coase.protocol.states import BOUND, Role, State
 from coase.protocol.terms import Domain
 from coase.protocol.types import AgentId
 
@@ -50,6 +50,8 @@ class Memory:
         self._agenda: list[tuple[int, str]] = []
         """When a deal that both have signed may owe something new, by the wall clock."""
         self._bound: dict[str, None] = {}
+        self.working: dict[str, set[str]] = {}
+        """By capability, the deals that we sold and have not delivered: what capacity counts."""
 
     def open_thread(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         """Begin a thread, as a seller does with its first offer."""
@@ -60,6 +62,8 @@ class Memory:
         self.threads[thread.deal] = thread
         if thread.job_id:
             self.jobs[thread.job_id] = thread.deal
+        if thread.side is Role.SELLER:
+            self._count_work(thread)
         if thread.state in BOUND:
             if thread.deal not in self._bound:
                 heapq.heappush(self._agenda, (0, thread.deal))
@@ -69,6 +73,13 @@ class Memory:
             due = deadline_ms(thread)
             if due is not None:
                 heapq.heappush(self._timers, (due, thread.deal))
+
+    def _count_work(self, thread: Thread) -> None:
+        deals = self.working.setdefault(thread.request.capability, set())
+        if thread.state in (State.AGREED, State.LOCKED) and thread.result is None:
+            deals.add(thread.deal)
+        else:
+            deals.discard(thread.deal)
 
     def bound(self) -> list[str]:
         """Return the ids of the deals that both have signed and that are not over."""

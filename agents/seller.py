@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Protocol
 
 from coase.protocol.envelope import Message
@@ -22,7 +23,7 @@ from coase.protocol.messages import (
     thread_id,
 )
 from coase.protocol.session import Thread
-from coase.protocol.states import Role, State
+from coase.protocol.states import Role
 from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
 
@@ -73,7 +74,7 @@ class Windows:
     bond_permille: int = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ware:
     """One capability that an agent sells."""
 
@@ -86,12 +87,12 @@ class Ware:
     capacity: int = 8
     windows: Windows = Windows()
 
-    @property
+    @cached_property
     def schemas(self) -> bytes:
         """The hash of both schemas."""
         return schemas_hash(self.input_schema, self.output_schema)
 
-    @property
+    @cached_property
     def capability(self) -> str:
         """The capability's id."""
         return capability_id(self.name, self.schemas)
@@ -122,14 +123,7 @@ class SellerDesk:
 
     def load(self, capability: str) -> int:
         """Return how many deals of ``capability`` are bound and not yet delivered."""
-        return sum(
-            1
-            for deal in self.desk.bound()
-            if (thread := self.desk.threads[deal]).side is Role.SELLER
-            and thread.request.capability == capability
-            and thread.state in (State.AGREED, State.LOCKED)
-            and thread.result is None
-        )
+        return len(self.desk.working.get(capability, ()))
 
     def requested(self, header: Header, request: Request, step: Step, *, now_ms: int) -> None:
         """Offer terms if the request fits what we sell, whom we trust and what we can carry."""

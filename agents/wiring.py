@@ -52,6 +52,7 @@ async def open_transport(network: Network, *, name: str = "coase") -> NatsTransp
         creds_file=Path(nats.creds_file) if nats.creds_file else None,
         tls=Tls(ca_file=Path(nats.ca_file)) if nats.ca_file else None,
         micro=network.faucet,
+        follow_cluster=not network.faucet,
     )
     return await NatsTransport.connect(config)
 
