@@ -15,7 +15,7 @@ from tests.conformance.settlement_world import World
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-TOKEN = "0x" + "70" * 20
+ASSET = Asset(31337, "0x" + "70" * 20)
 ESCROW = "0x" + "e5" * 20
 START_S = 1_800_000_000
 
@@ -26,8 +26,15 @@ class MemoryWorld(World):
     can_reorg = True
     can_block = True
 
-    def __init__(self, *, start_s: int = START_S) -> None:
-        self.chain = MemoryChain(Asset(31337, TOKEN), escrow=ESCROW, time_s=start_s)
+    def __init__(
+        self,
+        *,
+        start_s: int = START_S,
+        asset: Asset = ASSET,
+        escrow: str = ESCROW,
+        kind: type[MemoryChain] = MemoryChain,
+    ) -> None:
+        self.chain = kind(asset, escrow=escrow, time_s=start_s)
         self.time_s = start_s
         self.opened: list[Settlement] = []
         self.settlement = MemorySettlement(self.chain, lambda: self.time_s)
