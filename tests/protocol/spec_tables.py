@@ -21,7 +21,7 @@ MODELS: Final = {
     "terms": TermsBody,
     "work": WorkBody,
 }
-TYPES: Final = {
+TYPES: Final[dict[str, Any]] = {
     "address": types.AddressText,
     "bytes32": types.Bytes32Text,
     "signature": types.SignatureText,
