@@ -162,7 +162,8 @@ class Settlement(ABC):
     async def events(self, from_block: int) -> tuple[list[ChainEvent], int]:
         """Return the escrow's events from ``from_block`` on, oldest first, and the next block.
 
-        Ask again from that block. Events that were reorged out do not come again.
+        Ask again from that block. The first call after a fork that reaches below ``from_block``
+        gives all events since the fork: what was told of those blocks before has not happened.
         """
 
     @abstractmethod

@@ -139,6 +139,8 @@ class MemoryChain:
         self.minted_units = 0
         self.listeners: list[Callable[[Block], None]] = []
         """Called after each block, in the thread that seals. Must not block or raise."""
+        self.forks: list[int] = []
+        """For each fork the first block that it replaced, so that readers know where to go back."""
         self._verify = verify
         self._balances: dict[str, int] = {}
         self._allowances: dict[str, int] = {}
@@ -376,6 +378,8 @@ class MemoryChain:
         if not 0 <= depth <= min(REORG_DEPTH_MAX - 1, len(self._blocks) - 1):
             raise LocalProtocolError(f"{depth} blocks cannot be undone")
         back: list[Transaction] = []
+        if depth:
+            self.forks.append(self._blocks[-depth].number)
         for _ in range(depth):
             block = self._blocks.pop()
             self._roll_back(block.undo, 0)
@@ -578,6 +582,7 @@ class MemorySettlement(Settlement):
         self._funding = funding
         self._seal_at_once = seal_at_once
         self._sealed = anyio.Event()
+        self._forks_seen = len(chain.forks)
         chain.listeners.append(self._on_block)
 
     def _on_block(self, block: Block) -> None:
@@ -605,7 +610,13 @@ class MemorySettlement(Settlement):
         return {job_id: self.chain.view(job_id, self.confirmations) for job_id in job_ids}
 
     async def events(self, from_block: int) -> tuple[list[ChainEvent], int]:
-        """Return the events from ``from_block`` on that are ``confirmations`` deep."""
+        """Return the events from ``from_block`` on that are ``confirmations`` deep.
+
+        The first call after a fork that reaches below ``from_block`` gives all events since it.
+        """
+        forks = self.chain.forks[self._forks_seen :]
+        self._forks_seen += len(forks)
+        from_block = min([from_block, *forks])
         return self.chain.events(from_block, self.confirmations)
 
     async def perform(self, effect_id: str, call: Call, identity: Identity) -> Receipt:

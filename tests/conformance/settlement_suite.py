@@ -493,6 +493,29 @@ class SettlementSuite:
         assert paged == everything
         stage.left_open.append(other)
 
+    async def test_what_a_fork_put_in_the_place_of_an_event_is_told(
+        self, world: World, stage: Stage
+    ) -> None:
+        if not world.can_reorg:
+            pytest.skip("this backend's chain cannot be made to fork")
+        terms = await stage.reach(Phase.WORKING)
+        _, following = await stage.settlement.events(0)
+        receipt = await stage.do(Submit(terms, DELIVERABLE), "seller")
+        told, following = await stage.settlement.events(following)
+        assert [event.time_s for event in told] == [receipt.time_s]
+        await world.reorg(1, drop=False)
+        await world.set_time(receipt.time_s + 5)
+        await world.seal()
+        # The same number, but another block: a reader that went on from there would never know.
+        told, following = await stage.settlement.events(following)
+        assert [event.kind for event in told if event.job_id == stage.id_of(terms)][-1:] == [
+            "submitted"
+        ]
+        assert told[-1].time_s == receipt.time_s + 5
+        assert await stage.settlement.events(following) == ([], following)
+        assert (await stage.view(terms)).clock_s == receipt.time_s + 5
+        await stage.do(stage.settling(terms, 100), "buyer")
+
     async def test_a_receipt_tells_the_block(self, stage: Stage) -> None:
         now_s = (await stage.settlement.head()).time_s
         receipt = await stage.do(Invalidate(9, 1), "seller", at_s=now_s + 7)

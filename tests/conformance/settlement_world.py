@@ -83,7 +83,7 @@ class World(ABC):
         raise NotImplementedError
 
     async def block(self, owner: AgentId, *, blocked: bool) -> None:
-        """Let the token refuse, or not refuse any more, to pay ``owner``."""
+        """Let the token refuse, or not refuse any more, to pay ``owner``. May take a block."""
         raise NotImplementedError
 
 
