@@ -7,12 +7,12 @@ of the result. The seller has to show the result, since it says to have made one
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
+from pydantic_core import from_json
 
 from coase.escrow.ports import Settlement
 from coase.protocol.effects import Rule
@@ -70,7 +70,7 @@ def judge_evidence(terms: Terms, deliverable: bytes, shown: list[Evidence]) -> F
 def check_result(terms: Terms, evidence: Evidence) -> str:
     """Return what is wrong with a result by its schema, or nothing."""
     try:
-        schemas = json.loads(evidence.input_schema), json.loads(evidence.output_schema)
+        schemas = from_json(evidence.input_schema), from_json(evidence.output_schema)
     except ValueError:
         return "the schemas shown are no JSON"
     if schemas_hash(*schemas) != terms.work.schemas:
