@@ -241,7 +241,7 @@ async def joined(
 
 async def run_agents(agents: Sequence[Agent]) -> None:
     """Join the network with ``agents`` and work until cancelled."""
-    from .wiring import open_compute
+    from .compute.find import open_compute
 
     compute = await open_compute("auto")
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from coase.escrow.backends.evm.deploy import give
 from coase.escrow.backends.evm.settlement import EvmSettlement
@@ -17,23 +16,9 @@ from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity
 
 from .backends.sqlite import SqliteJournal, SqliteTxStore
-from .compute.find import ComputeConfig, Kind, find_compute
-from .compute.ports import Compute
 from .config import Network
 
 FAUCET_UNITS: Final = 100_000_000  # A hundred tokens: some thousand small deals.
-
-
-async def open_compute(kind: str = "auto", *, say: Callable[[str], None] | None = None) -> Compute:
-    """Return the engine called ``kind``, or the best one here for ``auto``.
-
-    :raises ConfigurationError: if there is no such kind, or it lacks a setting
-    :raises ComputeFailed: if there is no engine or no model; says how to get one
-    """
-    for known in get_args(Kind):
-        if kind == known:
-            return await find_compute(ComputeConfig(kind=known), say=say)
-    raise ConfigurationError(f"no engine {kind!r}; there are: {', '.join(get_args(Kind))}")
 
 
 async def open_transport(network: Network, *, name: str = "coase") -> NatsTransport:

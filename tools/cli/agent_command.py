@@ -81,7 +81,7 @@ def raise_user(text: str) -> NoReturn:
 
 
 async def _run(found: list[Agent], engine: str, as_json: bool) -> None:
-    from coase.agents.wiring import open_compute
+    from coase.agents.compute.find import open_compute
 
     compute = await open_compute(engine) if engine != "none" else None
     try:

@@ -37,7 +37,7 @@ def demo(
 
 
 async def _demo(as_json: bool, seed: str | None, path: Path | None, engine: str) -> dict[str, Any]:
-    from coase.agents.wiring import open_compute
+    from coase.agents.compute.find import open_compute
     from coase.tools.demo.report import report
     from coase.tools.demo.show import Show, show_outcome
     from coase.tools.demo.story import documents_at, play, shipped_documents
