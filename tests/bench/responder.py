@@ -12,6 +12,7 @@ from bare import bare_reply, raw_client
 from nats.aio.msg import Msg
 from parts import bench_node
 
+from coase.agents.admission import Admission
 from coase.agents.agent import Agent, Job
 from coase.agents.config import Network
 from coase.agents.wares import Summarise, Summary
@@ -50,6 +51,11 @@ async def seller(network: Network) -> None:
         return Summary(summary=task.text)
 
     async with bench_node(network, agent, SELLER_SECRET):
+        if agent.seat is not None:
+            # One buyer plays the whole market here, and would be slowed down as a flood.
+            agent.seat.desk.admission = Admission(
+                per_s=10**6, burst=10**6, address_per_s=10**6, address_burst=10**6
+            )
         print("ready")
         await anyio.sleep_forever()
 
