@@ -247,6 +247,7 @@ class BuyerDesk:
             ask is not None
             and ask.state is AskState.OPEN
             and ask.bids < ask.wish.bids_max
+            and header.deal not in ask.offers  # That thread has ended, and journals say so.
             and header.sender not in ask.wish.blocked
         )
 

@@ -161,9 +161,12 @@ def _single(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_single)
+
+
 def _require_single_keys(valid: bytes) -> None:
     """Return if no object in ``valid``, which has passed its model, names a key twice."""
-    json.loads(valid, object_pairs_hook=_single)
+    _DECODER.decode(valid.decode())
 
 
 def check_times(header: Header, *, now_ms: int) -> None:

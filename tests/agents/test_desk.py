@@ -17,7 +17,7 @@ from coase.protocol.messages import PIECE_SIZE_MAX_BYTES, SCHEMA_MAX_CHARS
 from coase.protocol.session import require_signer_of
 from coase.protocol.states import State
 from coase.protocol.terms import ack_digest
-from tests.agents.market import CAPABILITY, SCHEMA, Fixed, Market, head_of, kind_of
+from tests.agents.market import CAPABILITY, SCHEMA, Cheapest, Fixed, Market, head_of, kind_of
 
 
 def test_a_deal_from_asking_to_settling() -> None:
@@ -344,6 +344,24 @@ def test_two_rejections_at_once_are_two_rejections() -> None:
     market.until(lambda: ask.state is AskState.ENDED)
     assert market.kinds().count("reject") == 2
     assert ask.why == "no offer was acceptable"
+
+
+def test_a_thread_that_has_ended_is_not_opened_again() -> None:
+    market = Market(prices=(1_000, 900))
+    ask = market.ask(bids_max=5)
+    ask.strategy = Says((Verdict.REJECT, 0))
+    market.until(lambda: "reject" in market.kinds())
+    market.deliver()
+    # A seller that forgot the thread hears the request once more, and offers once more.
+    request = next(wire for kind, _, wire in market.sent if kind == "request")
+    rejected = next(s for s in market.sellers if not s.desk.threads)
+    again = market.restart(rejected, records=[])
+    ask.strategy, ask.state = Cheapest(), AskState.OPEN
+    before = market.buyer.desk.counts.get("refused_capacity", 0)
+    market.perform(again, again.desk.hear(request, now_ms=market.now_ms - 1_500))
+    assert again.desk.threads
+    market.deliver()
+    assert market.buyer.desk.counts["refused_capacity"] == before + 1
 
 
 def test_only_one_offer_is_accepted_whatever_the_strategy_says() -> None:

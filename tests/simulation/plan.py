@@ -54,6 +54,8 @@ class Plan:
     confirmations: int = 0
     reorg_permille: int = 0
     """Of the blocks; each undoes at most as many blocks as the agents wait for."""
+    deep_reorgs: bool = False
+    """Whether reorgs undo what the agents took for certain: then only sums and ends can hold."""
     lose_call_permille: int = 0
     lose_receipt_permille: int = 0
     halts: bool = False

@@ -59,6 +59,14 @@ def test_the_seeds_show_every_outcome_that_a_deal_can_have() -> None:
     assert names <= seen
 
 
+def test_a_chain_that_breaks_its_word_stops_nobody() -> None:
+    reorgs = 0
+    for seed in range(8):
+        plan = Plan(deep_reorgs=True, reorg_permille=250, confirmations=seed % 3, vices_percent=30)
+        reorgs += World(seed, plan).run().counts["reorgs"]
+    assert reorgs > 20
+
+
 def crash_points() -> list[tuple[str, int]]:
     """Every point of a plain deal at which the power of one side may go."""
     world = World(5, ONE_DEAL)
