@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from pydantic_core import from_json
 
-from coase.escrow.ports import Settlement
 from coase.protocol.effects import Rule
-from coase.protocol.envelope import Message
 from coase.protocol.errors import CallReverted, ChainUnavailable
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import Evidence, commitment, schemas_hash
-from coase.protocol.terms import Terms
 from coase.protocol.types import Phase
 
 from .checks import result_fault
+
+if TYPE_CHECKING:
+    from coase.escrow.ports import Settlement
+    from coase.protocol.envelope import Message
+    from coase.protocol.terms import Terms
 
 log = logging.getLogger(__name__)
 

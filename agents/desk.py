@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coase.protocol.envelope import Message, check_times, open_body, parse_body, read_header
 from coase.protocol.errors import (
@@ -61,7 +60,6 @@ from .history import (
 )
 from .memory import Memory
 from .pieces import Pieces
-from .ports import Chance, Codec
 from .steps import (
     DeadLetter,
     DoCheck,
@@ -72,6 +70,11 @@ from .steps import (
     Step,
     Transmit,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .ports import Chance, Codec
 
 ACK_DELAY_MS: Final = 200  # With an ack for everything the throughput halves.
 THREADS_MAX: Final = 50_000  # Open threads of one agent; a request beyond is not answered.

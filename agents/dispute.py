@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from coase.protocol.envelope import Message
 from coase.protocol.messages import (
     Description,
     Evidence,
@@ -18,13 +16,16 @@ from coase.protocol.messages import (
     terms_to_wire,
 )
 from coase.protocol.session import Thread, limit_s
-from coase.protocol.types import AgentId
-
-from .steps import Notice, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coase.protocol.envelope import Message
+    from coase.protocol.types import AgentId
+
     from .agent import Agent
     from .desk import Desk
+    from .steps import Notice, Step
 
 log = logging.getLogger(__name__)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from coase.protocol.envelope import Message, parse_body
 from coase.protocol.messages import Request
 from coase.protocol.session import Thread
 from coase.protocol.states import Role
-from coase.protocol.terms import Domain
 from coase.protocol.types import How, JobView, Phase
 
-from .ports import Record
+if TYPE_CHECKING:
+    from coase.protocol.terms import Domain
+
+    from .ports import Record
 
 
 def summary(thread: Thread) -> bytes:
@@ -45,6 +48,7 @@ def summary(thread: Thread) -> bytes:
 
 
 def view_to_json(view: JobView, depth_s: int) -> bytes:
+    """Return a look at the chain as one line of the journal."""
     return json.dumps(
         [
             int(view.phase),
@@ -60,6 +64,7 @@ def view_to_json(view: JobView, depth_s: int) -> bytes:
 
 
 def view_from_json(data: bytes) -> tuple[JobView, int]:
+    """Return the look and the chain time that a line of the journal holds."""
     phase, clock_s, deliverable, how, to_seller, to_buyer, tx_hash, depth_s = json.loads(data)
     view = JobView(
         phase=Phase(phase),
@@ -125,6 +130,7 @@ def message_from_json(record: Record, thread: Thread) -> tuple[Message, int]:
 
 
 def thread_from_json(record: Record, holder: str, domain: Domain) -> Thread:
+    """Return the thread, empty as it began, that a line of the journal opens."""
     row = json.loads(record.data)
     return Thread(
         deal=record.deal,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from coase.escrow.backends.devchain import DevChain, start_devchain
 from coase.protocol.backends.broker import EmbeddedBroker
-from coase.protocol.identity import Identity
 
 from .config import NatsAddress, Network
 from .supervisor import supervise
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from coase.protocol.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ async def local_market(
 
     :raises ConfigurationError: if a port is taken or the state cannot be used
     """
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    await anyio.Path(state).mkdir(parents=True, exist_ok=True, mode=0o700)
     broker = EmbeddedBroker(net=net, port=nats_port, state_dir=state / BROKER_DIRECTORY)
     with (state / "chain.log").open("ab") as chain_log:
         chain: DevChain | None = None

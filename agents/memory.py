@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from coase.protocol.envelope import Message
 from coase.protocol.messages import ENVELOPE_LIFE_MAX_MS, Header
 from coase.protocol.session import Thread, deadline_ms, fail, judge, receive, say, see, tick
 from coase.protocol.states import BOUND, Role, State
-from coase.protocol.terms import Domain
-from coase.protocol.types import AgentId
 
 from .heard import Heard
 from .history import (
@@ -25,6 +21,13 @@ from .history import (
 from .outbox import Outbox
 from .ports import Chance, Record
 from .steps import Buyer, DeadLetter, Notice, Seller, Step, Transmit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from coase.protocol.envelope import Message
+    from coase.protocol.terms import Domain
+    from coase.protocol.types import AgentId
 
 DEAD_LETTERS_MAX: Final = 1_000
 

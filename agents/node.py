@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from coase.escrow.ports import Settlement
 from coase.protocol.errors import ConfigurationError
-from coase.protocol.identity import Identity
-from coase.protocol.messages import Description
-from coase.protocol.ports import Transport
-from coase.protocol.session import Margins
-from coase.protocol.types import AgentId
 
-from .agent import Agent
 from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
 from .bargain import BuyerBargain
 from .buyer import BuyerDesk
-from .compute.ports import Compute
 from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
@@ -32,6 +22,20 @@ from .ports import Chance, Codec, Journal
 from .runtime import Runtime, Seat
 from .seller import SellerDesk
 from .supervisor import supervise
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from coase.escrow.ports import Settlement
+    from coase.protocol.identity import Identity
+    from coase.protocol.messages import Description
+    from coase.protocol.ports import Transport
+    from coase.protocol.session import Margins
+    from coase.protocol.types import AgentId
+
+    from .agent import Agent
+    from .compute.ports import Compute
 
 log = logging.getLogger(__name__)
 

@@ -6,15 +6,18 @@ published and flushed to a broker that then died, none arrived, without an error
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from coase.protocol.envelope import Message
 from coase.protocol.messages import ENVELOPE_LIFE_MAX_MS, RESEND_FIRST_MS, RESEND_MAX_MS
 
 from .pieces import split
 from .steps import Transmit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coase.protocol.envelope import Message
 
 RENEW_BEFORE_EXPIRY_MS: Final = 1_000
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from coase.protocol.envelope import Message
 from coase.protocol.errors import LocalProtocolError, Refused
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import (
@@ -26,6 +25,9 @@ from coase.protocol.messages import (
     Header,
     Piece,
 )
+
+if TYPE_CHECKING:
+    from coase.protocol.envelope import Message
 
 # Bodies being put together at one time, one for each sender and deal. The oldest of whoever has
 # most of them gives way.

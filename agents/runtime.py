@@ -12,12 +12,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio.abc import TaskGroup
 
-from coase.escrow.ports import Settlement
 from coase.protocol.errors import (
     CallReverted,
     ChainUnavailable,
@@ -25,15 +23,21 @@ from coase.protocol.errors import (
     LocalError,
     LocalProtocolError,
 )
-from coase.protocol.identity import Identity
-from coase.protocol.ports import Transport
 from coase.protocol.session import Thread
 from coase.protocol.types import AgentId, Head, JobView
 
-from .desk import Desk
-from .ports import Journal
 from .steps import DoCheck, DoWork, Effect, Notice, OnChain, Publish, Step, Transmit
 from .supervisor import attempt, supervise
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from coase.escrow.ports import Settlement
+    from coase.protocol.identity import Identity
+    from coase.protocol.ports import Transport
+
+    from .desk import Desk
+    from .ports import Journal
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from coase.protocol.envelope import Message
 from coase.protocol.errors import ConfigurationError, LocalProtocolError
 from coase.protocol.messages import (
     SCHEMA_MAX_CHARS,
@@ -27,8 +25,14 @@ from coase.protocol.states import Role
 from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
 
-from .desk import Desk
 from .steps import Notice, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from coase.protocol.envelope import Message
+
+    from .desk import Desk
 
 OFFER_VALID_MS: Final = 10_000
 LOCK_WITHIN_S: Final = 30  # Capacity is held until then, so it is short.

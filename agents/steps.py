@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from coase.protocol.effects import Call
-from coase.protocol.envelope import Message
-from coase.protocol.messages import Description, Header, Request
-from coase.protocol.session import Thread
-from coase.protocol.types import AgentId
+if TYPE_CHECKING:
+    from coase.protocol.effects import Call
+    from coase.protocol.envelope import Message
+    from coase.protocol.messages import Description, Header, Request
+    from coase.protocol.session import Thread
+    from coase.protocol.types import AgentId
 
-from .ports import Record
+    from .ports import Record
 
 
 @dataclass(frozen=True, slots=True)

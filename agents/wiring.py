@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coase.escrow.backends.evm.deploy import give
 from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.escrow.backends.keystore import open_keystore
-from coase.escrow.ports import Settlement
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig, Tls
 from coase.protocol.errors import ConfigurationError
-from coase.protocol.identity import Identity
 
 from .backends.sqlite import SqliteJournal, SqliteTxStore
-from .config import Network
+
+if TYPE_CHECKING:
+    from coase.escrow.ports import Settlement
+    from coase.protocol.identity import Identity
+
+    from .config import Network
 
 FAUCET_UNITS: Final = 100_000_000  # A hundred tokens: some thousand small deals.
 

@@ -6,9 +6,11 @@ Calls are the writes to the escrow contract; the wire's and the engine's effects
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .terms import Terms
-from .types import AgentId
+if TYPE_CHECKING:
+    from .terms import Terms
+    from .types import AgentId
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from .types import AgentId
+if TYPE_CHECKING:
+    from .types import AgentId
 
 OnEnvelope = Callable[[bytes], None]
 """Called in the event loop with the raw bytes of one envelope. Must not block or raise."""

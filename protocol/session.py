@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .effects import Answer, Call, Dispute, Open, Poke, Submit
 from .effects import Decline as DeclineCall
 from .effects import Settle as SettleCall
-from .envelope import Message
 from .errors import LocalProtocolError, Refused, RemoteProtocolError
 from .identity import keccak256, require_signer
 from .messages import (
@@ -38,6 +37,9 @@ from .states import BOUND, TERMINAL, Role, State, advance
 from .terms import Domain, Terms, settlement_digest
 from .types import UNITS_MAX, ZERO_ADDRESS, How, JobView, Phase
 
+if TYPE_CHECKING:
+    from .envelope import Message
+
 Verify = Callable[[bytes, bytes, str], None]
 """Raises BadSignature unless the signature on a digest is the signer's."""
 
@@ -49,6 +51,9 @@ _STATE_PHASE: Final = {
     Phase.ANSWERED: "answered",
     Phase.CANCELLED: "cancelled",
 }
+
+
+NOTHING_ON_CHAIN: Final = JobView()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class Thread:
     job_id: bytes = b""
     """The digest of the accepted terms: the deal's id on chain."""
     seller_signature: bytes = b""
-    view: JobView = JobView()
+    view: JobView = NOTHING_ON_CHAIN
     task_id: str = ""
     task: Task | None = field(repr=False, default=None)
     result_id: str = ""

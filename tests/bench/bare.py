@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import nats
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from pydantic import BaseModel, ConfigDict
 
-from coase.agents.config import Network
 from coase.protocol.identity import Identity, keccak256, require_signer
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+    from coase.agents.config import Network
 
 PAYLOAD = "x" * 512  # About what a request weighs.
 

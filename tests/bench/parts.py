@@ -8,24 +8,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from coase.agents.agent import Agent
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.config import NatsAddress, Network
 from coase.agents.node import Node, running
 from coase.escrow.backends.memory import MemoryChain, MemorySettlement
-from coase.escrow.ports import Receipt
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig
-from coase.protocol.effects import Call
 from coase.protocol.identity import Identity
 from coase.protocol.types import Asset
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from coase.agents.agent import Agent
+    from coase.escrow.ports import Receipt
+    from coase.protocol.effects import Call
 
 ASSET: Final = Asset(31337, "0x" + "33" * 20)
 ESCROW: Final = "0x" + "44" * 20

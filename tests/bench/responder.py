@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # Run as a script from anywhere.
+
+from typing import TYPE_CHECKING
 
 import anyio
-from bare import bare_reply, raw_client
-from nats.aio.msg import Msg
-from parts import bench_node
 
 from coase.agents.admission import Admission
 from coase.agents.agent import Agent, Job
@@ -18,6 +17,11 @@ from coase.agents.config import Network
 from coase.agents.wares import Summarise, Summary
 from coase.negotiation.pricing import Price
 from coase.protocol.identity import Identity
+from tests.bench.bare import bare_reply, raw_client
+from tests.bench.parts import bench_node
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
 
 SELLER_SECRET = 7
 
