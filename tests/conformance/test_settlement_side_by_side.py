@@ -377,10 +377,12 @@ def compare(pair: Pair, *, examples: int, steps: int, **options: Any) -> None:
 
 def test_the_contract_and_its_twin_agree() -> None:
     with worlds(EvmWorld, twin) as pair:
-        compare(pair, examples=12, steps=25)
+        # Making a failing example smaller takes minutes here: that is the long test's work.
+        compare(pair, examples=12, steps=25, phases=[Stages.reuse, Stages.generate])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_contract_and_its_twin_agree_for_a_long_time() -> None:
     with worlds(EvmWorld, twin) as pair:
         compare(pair, examples=500, steps=50)
