@@ -11,8 +11,10 @@ from coase.agents import desk as desks
 from coase.agents.outbox import Outbox
 from coase.escrow import lifecycle
 from coase.escrow.backends.memory import MemoryChain
+from coase.protocol import states
 from coase.protocol.effects import Poke
 from coase.protocol.errors import BookOutOfBalance
+from coase.protocol.states import Role, State
 from coase.protocol.types import How, Phase
 from tests.simulation.plan import Plan
 from tests.simulation.run import main, seeds_of, simulate
@@ -142,6 +144,24 @@ def test_messages_that_are_said_only_once_are_found(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Outbox, "due", nothing)
     monkeypatch.setattr(Outbox, "next_ms", lambda self: None)
     assert "honest sides in a dispute" in find(Plan(loss_permille=300))
+
+
+def test_a_task_that_may_not_come_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(states.DEAL["escrow"], (State.AGREED, Role.BUYER, "task"))
+    assert "honest sides came to nothing" in find(Plan())
+
+
+def test_pieces_that_count_for_the_whole_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = Outbox.answered
+
+    def too_soon(self: Outbox, answered_id: str, *, by: str) -> object:
+        out = answered(self, answered_id, by=by)
+        if out is not None and not out.unanswered:
+            self.drop(out)
+        return out
+
+    monkeypatch.setattr(Outbox, "answered", too_soon)
+    assert find(Plan(large_percent=100, crash_permille=30), seeds=30) != ""
 
 
 TIGHT = Plan(vices_percent=100, asks=20, limit_units=1_050, buyers=1, both=0)

@@ -534,6 +534,10 @@ class World:
             self.require(to_seller == terms.price_units, None, "not paid in full", *tale)
         if how in (How.RULED, How.SILENT_ARBITER, How.SILENT_SELLER):
             self.require(not (buyer and seller), None, "honest sides in a dispute", *tale)
+        if buyer and seller:
+            # No loss, crash, cut or halt of this world lasts as long as the time to deliver.
+            done = how in (How.SETTLED, How.SILENT_BUYER)
+            self.require(done, None, "honest sides came to nothing", *tale)
         if how is How.SILENT_ARBITER:
             self.require(self.plan.arbiter == "silent", None, "the arbiter was late", *tale)
             default = to_seller == terms.default_to_seller_units
