@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import random
@@ -86,7 +86,7 @@ class Plan:
     @classmethod
     def draw(cls, seed: int, rng: random.Random, *, asks: int = 0) -> Plan:
         """Return the plan of ``seed``: every tenth is calm, every fiftieth has real keys."""
-        agents = {
+        agents: dict[str, Any] = {
             "buyers": rng.randint(1, 4),
             "sellers": rng.randint(1, 5),
             "both": rng.randint(0, 2),
@@ -100,7 +100,7 @@ class Plan:
         if real:
             agents["asks"] = min(int(agents["asks"]), 8)
         if seed % 10 == 0:
-            return cls(**agents, real_keys=real)  # type: ignore[arg-type]
+            return cls(**agents, real_keys=real)
 
         def maybe(*values: int) -> int:
             return rng.choice(values) if rng.random() < 0.6 else 0
