@@ -43,8 +43,6 @@ class Network(_Model):
     token: AddressText
     symbol: str = "COASE"
     decimals: int = 6
-    token_name: str = "Coase"
-    token_version: str = "1"
     factory: AddressText
     escrow: AddressText
     arbiters: tuple[AddressText, ...] = ()

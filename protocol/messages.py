@@ -451,8 +451,7 @@ BODIES: Final[dict[str, type[Body]]] = {
     "evidence": Evidence,
 }
 SEALED: Final = frozenset(
-    ("offer", "counter", "accept", "agreed", "reject", "withdraw", "locked", "task", "result")
-    + ("settle", "evidence", "piece")
+    "offer counter accept agreed reject withdraw locked task result settle evidence piece".split()
 )
 """Kinds whose body only the addressee may read. The others are public and refused if sealed."""
 
