@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, TYPE_CHECKING
 
-from coase.protocol.envelope import Message
 from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
 from coase.protocol.messages import (
     BODY_SIZE_MAX_BYTES,
@@ -23,11 +22,14 @@ from coase.protocol.messages import (
 )
 from coase.protocol.session import Thread
 from coase.protocol.states import Role, State
-from coase.protocol.terms import Terms
 
-from .desk import Desk
 from .ports import Record
 from .steps import Notice, Publish, Step
+
+if TYPE_CHECKING:
+    from .desk import Desk
+    from coase.protocol.envelope import Message
+    from coase.protocol.terms import Terms
 
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
