@@ -267,6 +267,24 @@ def test_the_hour_slides() -> None:
     assert spending.left_units(counterparty=ANN, now_s=2000 + HOUR_S) == 40
 
 
+def test_a_clock_that_goes_back_shortens_no_hour() -> None:
+    spending = envelope(per_hour_units=100)
+    spending.reserve("a", coase(1), counterparty=ANN, now_s=5000)
+    spending.reserve("b", coase(99), counterparty=ANN, now_s=1000)
+    assert spending.left_units(counterparty=ANN, now_s=5000 + HOUR_S - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "span_s"), [("per_hour_units", HOUR_S), ("per_day_units", DAY_S)]
+)
+def test_what_left_its_window_gives_nothing_back(limit: str, span_s: int) -> None:
+    spending = envelope(**{limit: 100})
+    spending.reserve("a", coase(80), counterparty=ANN, now_s=0)
+    assert spending.left_units(counterparty=ANN, now_s=span_s) == 100
+    spending.settle("a", coase(10), now_s=span_s)
+    assert spending.left_units(counterparty=ANN, now_s=span_s) == 100
+
+
 def test_only_what_was_spent_in_the_end_counts() -> None:
     spending = envelope(per_hour_units=100, per_day_units=100, per_counterparty_units=100)
     spending.reserve("a", coase(100), counterparty=ANN, now_s=0)
