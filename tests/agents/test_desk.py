@@ -179,7 +179,8 @@ def test_a_lock_that_goes_away_while_the_seller_works_makes_it_work_again() -> N
 
 def test_when_the_first_choice_is_full_the_next_best_is_taken() -> None:
     market = Market(prices=(900, 1_000))
-    ask = market.ask()
+    ask = market.ask(bids_max=5)
+    market.deliver()
     full = market.sellers[0].desk.seller
     assert isinstance(full, SellerDesk)
     full.wares[CAPABILITY] = Ware("echo", SCHEMA, SCHEMA, Fixed(900), capacity=0)
@@ -187,6 +188,8 @@ def test_when_the_first_choice_is_full_the_next_best_is_taken() -> None:
     assert ask.outcome is not None
     assert ask.outcome.counterparty == market.sellers[1].desk.me
     assert ask.outcome.state is State.SETTLED
+    nack = next(wire for kind, _, wire in market.sent if kind == "nack")
+    assert json.loads(head_of(nack)["body"])["reason"] == "capacity"
 
 
 def test_nobody_waits_for_ever_for_an_agreement() -> None:

@@ -188,6 +188,14 @@ def test_a_counterpartys_bad_bodies_are_answered_with_a_reason(
     assert head_of(nack)["re"] == head_of(wire)["id"]
 
 
+def test_who_is_no_side_of_a_deal_hears_that_there_is_none() -> None:
+    for seat in (MARKET.sellers[1], MARKET.buyer):
+        _, deal, key = counterparty(seat)
+        wire = forged(eve(), kind="withdraw", to=seat.desk.me, deal=deal, key=key)
+        step = hear_unmoved(seat, wire, answers=("nack",))
+        assert answer_of(step)["reason"] == "unknown_deal"
+
+
 def test_what_is_not_sealed_to_this_deal_is_refused() -> None:
     codec, deal, _ = counterparty(MARKET.sellers[1])
     wire = forged(
