@@ -35,6 +35,7 @@ from .buyer import Ask, AskState, BuyerDesk, Wish
 from .checks import result_fault
 from .compute.ports import Completion as Written
 from .compute.ports import Compute, Prompt
+from .past import Past, recall
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
 from .steps import Notice
@@ -352,11 +353,14 @@ class Agent:
             request_id = (
                 keccak256(f"{buying.desk.me}/{key}/{number}".encode())[:16].hex() if key else ""
             )
+            past = self._past(request_id)
             try:
+                if past is not None:
+                    return self._bought(past, request_id, fault)
                 return await self._buy(wish, bargain, request_id, fault)
             except DealFailed as error:
                 last = error
-                seller = self._seller_of(error.deal_id)
+                seller = past.seller if past is not None else self._seller_of(error.deal_id)
                 wish = replace(wish, blocked=wish.blocked | ({seller} if seller else set()))
         raise last
 
@@ -402,6 +406,38 @@ class Agent:
             price_units=thread.agreed_terms.price_units,
             paid_units=int(thread.result.to_seller_units),
             usage=dict(thread.result.usage),
+            symbol=asset.symbol,
+            decimals=asset.decimals,
+        )
+
+    def _past(self, request_id: str) -> Past | None:
+        """Return what came of a request that is over, if only the journal still knows of it."""
+        buying = self._buying()
+        if not request_id or request_id in buying.asks:
+            return None
+        summaries = self._node().journal.past(buying.desk.me, request_id)
+        return recall(summaries) if summaries is not None else None
+
+    def _bought(
+        self, past: Past, request_id: str, fault: Callable[[str], str | None] | None
+    ) -> Purchase[Any]:
+        """Return what was bought in the past.
+
+        :raises DealFailed: if it came to nothing then, or does not please now
+        """
+        if past.failure is not None:
+            raise past.failure
+        if fault is not None and (wrong := fault(past.result)):
+            raise DealFailed("settled", f"the result was refused: {wrong}", deal_id=past.deal)
+        asset = self._node().settlement.asset
+        return Purchase(
+            result=past.result,
+            seller=past.seller,
+            deal=past.deal,
+            request=request_id,
+            price_units=past.price_units,
+            paid_units=past.paid_units,
+            usage=past.usage,
             symbol=asset.symbol,
             decimals=asset.decimals,
         )

@@ -50,6 +50,13 @@ class Journal(ABC):
         """Return the summaries of closed deals, oldest first."""
 
     @abstractmethod
+    def past(self, agent: AgentId, request_id: str) -> list[bytes] | None:
+        """Return the summaries of what came of a request of ``agent`` that is over.
+
+        None if it is not over, or never was made.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
         """Commit what is queued and release the journal. Safe to repeat."""
 

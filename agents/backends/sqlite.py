@@ -44,6 +44,8 @@ CREATE INDEX IF NOT EXISTS records_deal ON records (deal);
 CREATE TABLE IF NOT EXISTS closed (
     seq INTEGER PRIMARY KEY, agent TEXT NOT NULL, deal TEXT NOT NULL, summary BLOB NOT NULL,
     UNIQUE (agent, deal));
+CREATE INDEX IF NOT EXISTS closed_request
+    ON closed (agent, json_extract(CAST(summary AS TEXT), '$.request'));
 CREATE TABLE IF NOT EXISTS transactions (
     seq INTEGER PRIMARY KEY, effect_id TEXT NOT NULL, sender TEXT NOT NULL,
     nonce INTEGER NOT NULL, raw BLOB NOT NULL, tx_hash TEXT NOT NULL,
@@ -205,14 +207,15 @@ class SqliteJournal(Journal):
         """Commit group after group until nothing is queued."""
         loop = asyncio.get_running_loop()
         try:
-            while self._queue and self._failure is None:
+            while self._done < self._queued and self._failure is None:
                 # Whatever else happens in this turn of the loop goes into the same commit.
                 await asyncio.sleep(0)
                 statements, self._queue = self._queue, []
                 last, started = self._queued, time.perf_counter_ns()
                 try:
-                    self._insert(statements)
-                    await loop.run_in_executor(self._thread, self._writer.execute, "COMMIT")
+                    if statements:  # A group may only mean: once all before it is on disk.
+                        self._insert(statements)
+                        await loop.run_in_executor(self._thread, self._writer.execute, "COMMIT")
                 except (sqlite3.Error, OSError) as error:
                     self._failure = error
                     log.error("the journal %s could not commit: %s", self._path, error)
@@ -266,6 +269,21 @@ class SqliteJournal(Journal):
             (agent, agent),
         )
         return [(r[0], r[1], bytes(r[2])) for r in rows]
+
+    def past(self, agent: AgentId, request_id: str) -> list[bytes] | None:
+        """Return the summaries of what came of a request that is over, oldest first; else None."""
+        over = self._reader.execute(
+            "SELECT 1 FROM records WHERE deal = ? AND agent = ? AND kind = 'asked' AND open = 0",
+            (request_id, agent),
+        ).fetchone()
+        if over is None:
+            return None
+        rows = self._reader.execute(
+            "SELECT summary FROM closed WHERE agent = ?"
+            " AND json_extract(CAST(summary AS TEXT), '$.request') = ? ORDER BY seq",
+            (agent, request_id),
+        )
+        return [bytes(row[0]) for row in rows]
 
     async def close(self) -> None:
         """Commit what is queued and close the file. Safe to repeat."""
