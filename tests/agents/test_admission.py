@@ -11,7 +11,7 @@ from coase.agents.ports import Codec
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import thread_id
 from coase.protocol.states import State
-from tests.agents.market import Market, Seat, head_of
+from tests.agents.desks import Market, Seat, head_of
 
 NOW = 1_700_000_000_000
 ANN, EVE = "0x" + "0a" * 20, "0x" + "0e" * 20

@@ -17,7 +17,7 @@ from coase.protocol.messages import PIECE_SIZE_MAX_BYTES, SCHEMA_MAX_CHARS
 from coase.protocol.session import require_signer_of
 from coase.protocol.states import State
 from coase.protocol.terms import ack_digest
-from tests.agents.market import CAPABILITY, SCHEMA, Cheapest, Fixed, Market, head_of, kind_of
+from tests.agents.desks import CAPABILITY, SCHEMA, Cheapest, Fixed, Market, head_of, kind_of
 
 
 def test_a_deal_from_asking_to_settling() -> None:

@@ -22,7 +22,7 @@ from coase.protocol.messages import (
     ENVELOPE_SIZE_MAX_BYTES,
     SEALED,
 )
-from tests.agents.market import Market, Seat, head_of, kind_of
+from tests.agents.desks import Market, Seat, head_of, kind_of
 
 if TYPE_CHECKING:
     from coase.agents.desk import Desk
