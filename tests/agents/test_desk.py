@@ -13,7 +13,7 @@ from coase.agents.steps import OnChain, Transmit
 from coase.protocol.effects import Submit
 from coase.protocol.errors import BudgetExhausted, ConfigurationError, LocalProtocolError
 from coase.protocol.identity import Identity, keccak256
-from coase.protocol.messages import PIECE_SIZE_MAX_BYTES, SCHEMA_MAX_CHARS
+from coase.protocol.messages import PIECE_SIZE_MAX_BYTES, SCHEMA_MAX_CHARS, terms_to_wire
 from coase.protocol.session import require_signer_of
 from coase.protocol.states import State
 from coase.protocol.terms import ack_digest
@@ -192,6 +192,21 @@ def test_when_the_first_choice_is_full_the_next_best_is_taken() -> None:
     assert json.loads(head_of(nack)["body"])["reason"] == "capacity"
 
 
+def test_a_deal_that_is_over_says_nothing_more() -> None:
+    market = Market()
+    ask = market.ask()
+    market.until(lambda: "agreed" in market.kinds())
+    market.deliver()
+    market.lost = lambda to, wire: to == market.sellers[0].desk.me
+    market.until(lambda: ask.outcome)
+    assert ask.outcome is not None
+    assert ask.outcome.state is State.REFUNDED
+    assert len(market.buyer.desk._outbox) == 0
+    tasks = market.kinds().count("task")
+    market.pass_ms(10_000)
+    assert market.kinds().count("task") == tasks > 3
+
+
 def test_nobody_waits_for_ever_for_an_agreement() -> None:
     market = Market()
     market.lost = lambda to, wire: kind_of(wire) in ("accept", "nack")
@@ -309,6 +324,69 @@ def test_a_task_that_no_pieces_can_carry_is_not_asked_for() -> None:
     with pytest.raises(LocalProtocolError, match="a task has at most"):
         market.ask("x" * 46_000_000)
     assert not market.buying.asks
+
+
+# ---- evidence --------------------------------------------------------------------------------
+
+
+def evidence(market: Market, result: str) -> dict[str, object]:
+    thread = next(t for t in market.buyer.desk.threads.values() if t.job_id)
+    return {
+        "terms": terms_to_wire(thread.agreed_terms),
+        "task_salt": "0x" + "00" * 32,
+        "task": "t",
+        "result_salt": "0x" + "00" * 32,
+        "result": result,
+        "input_schema": "{}",
+        "output_schema": "{}",
+        "claim": "bad",
+    }
+
+
+@pytest.mark.parametrize("size", [10, 150_000])
+def test_evidence_reaches_an_arbiter_once_though_it_is_said_twice(size: int) -> None:
+    market = Market(prices=(1_000, 900))
+    market.works = False
+    market.ask()
+    market.until(lambda: "task" in market.kinds())
+    arbiter = market.sellers[0].desk
+    shown: list[str] = []
+    arbiter.on_evidence = lambda message, body: shown.append(body.result)
+    step = market.buyer.desk.tell(
+        arbiter.me,
+        "evidence",
+        evidence(market, "r" * size),
+        now_ms=market.now_ms,
+        key=arbiter.codec.public_key(arbiter.inbox_secret),
+        until_ms=market.now_ms + 20_000,
+    )
+    lost = iter([True] * 3)
+    market.lost = lambda to, wire: kind_of(wire) == "ack" and next(lost, False)
+    market.perform(market.buyer, step)
+    market.pass_ms(10_000)
+    assert shown == ["r" * size]
+    waiting = market.buyer.desk._outbox._out.values()
+    assert "evidence" not in {out.message.kind for out in waiting}
+    assert not [d for d in market.buyer.desk.dead if d.kind == "evidence"]
+
+
+def test_who_is_no_arbiter_says_so() -> None:
+    market = Market()
+    market.works = False
+    market.ask()
+    market.until(lambda: "task" in market.kinds())
+    other = market.sellers[0].desk
+    step = market.buyer.desk.tell(
+        other.me,
+        "evidence",
+        evidence(market, "r"),
+        now_ms=market.now_ms,
+        key=other.codec.public_key(other.inbox_secret),
+    )
+    market.perform(market.buyer, step)
+    market.deliver()
+    nack = next(wire for kind, _, wire in market.sent if kind == "nack")
+    assert json.loads(head_of(nack)["body"])["reason"] == "unsupported"
 
 
 # ---- what the owner's code may do wrong --------------------------------------------------------
