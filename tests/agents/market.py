@@ -1,220 +1,115 @@
-"""A small market by hand: desks over a chain in memory, and a queue of envelopes between them."""
+"""A whole market in one event loop: memory network, memory chain, a real journal on disk."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.buyer import Ask, BuyerDesk, Decision, Verdict, Wish
-from coase.agents.desk import Desk
-from coase.agents.ports import Codec, Record, SeededChance
-from coase.agents.seller import Quote, SellerDesk, Ware
-from coase.agents.steps import DoCheck, DoWork, Effect, Notice, OnChain, Publish, Step, Transmit
-from coase.escrow.backends.memory import MemoryChain
-from coase.protocol.identity import Identity, keccak256
-from coase.protocol.messages import capability_id, schemas_hash
+import anyio
+
+from coase.agents.backends.sqlite import SqliteJournal
+from coase.agents.config import NatsAddress, Network
+from coase.agents.node import Node, running
+from coase.agents.seller import Windows
+from coase.escrow.backends.memory import MemoryChain, MemorySettlement, seal_for_ever
+from coase.protocol.backends.memory import MemoryNetwork
+from coase.protocol.identity import Identity
+from coase.protocol.session import Margins
 from coase.protocol.types import Asset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    from coase.protocol.messages import Request
-    from coase.protocol.session import Thread
+    from coase.agents.agent import Agent
+    from coase.agents.arbiter import Arbiter
 
-START_MS: Final = 1_700_000_000_000
-ASSET: Final = Asset(1, "0x" + "33" * 20)
-SCHEMA: Final = {"type": "object"}
-SCHEMAS: Final = schemas_hash(SCHEMA, SCHEMA)
-CAPABILITY: Final = capability_id("echo", SCHEMAS)
-
-
-class Fixed:
-    """Asks one price, and takes any counter-offer."""
-
-    def __init__(self, price_units: int) -> None:
-        self.price_units = price_units
-
-    def quote(self, request: Request, buyer: str, *, load: int, now_ms: int) -> Quote | None:
-        return Quote(self.price_units, 30)
-
-    def answer(self, thread: Thread, *, now_ms: int) -> Quote | None:
-        return Quote(thread.agreed_terms.price_units, 30)
-
-
-class Cheapest:
-    """Counters the cheapest as often as it is told, then takes it."""
-
-    def __init__(self, counters: int = 0) -> None:
-        self.counters = counters
-
-    def decide(
-        self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
-    ) -> list[Decision]:
-        if not closing:
-            return []
-        best = min(offers, key=lambda t: (t.agreed_terms.price_units, t.deal))
-        if self.counters:
-            self.counters -= 1
-            return [Decision(best.deal, Verdict.COUNTER, best.agreed_terms.price_units - 100)]
-        return [Decision(best.deal, Verdict.ACCEPT)]
-
-
-@dataclass
-class Seat:
-    """One agent: its desk, its journal, and what came of its steps."""
-
-    name: str
-    desk: Desk
-    records: list[Record] = field(default_factory=list)
-    closed: list[tuple[str, bytes]] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+ASSET: Final = Asset(31337, "0x" + "33" * 20)
+ESCROW: Final = "0x" + "44" * 20
+FUNDS: Final = 10_000_000
+BLOCK_S: Final = 0.1
+REST_MAX_S: Final = 30.0
+SHORT: Final = Windows(lock_s=3, dispute_s=3, answer_s=3, rule_s=6)
+MARGINS: Final = Margins(chain_s=1, settle_patience_ms=600)
 
 
 class Market:
-    """Some sellers and one buyer. Nothing happens unless it is told to."""
+    """One node on a market of its own, and what it takes to look at the money."""
 
-    def __init__(self, *, prices: tuple[int, ...] = (1_000,)) -> None:
-        self.now_ms = START_MS
-        self.chain = MemoryChain(ASSET, escrow="0x" + "44" * 20, time_s=START_MS // 1_000)
-        self.queue: list[tuple[str, bytes]] = []
-        self.sent: list[tuple[str, str, bytes]] = []
-        """Everything that was ever sent: (kind, addressee, envelope)."""
-        self.lost: Callable[[str, bytes], bool] = lambda to, wire: False
-        self.works = True
-        self.result = '{"x":"done"}'
-        self.seats: dict[str, Seat] = {}
-        self.sellers = [self._sit(f"seller{n}") for n in range(len(prices))]
-        for seat, price in zip(self.sellers, prices, strict=True):
-            seller = SellerDesk(seat.desk, agent=seat.name)
-            seller.sell(Ware("echo", SCHEMA, SCHEMA, Fixed(price)))
-            seat.desk.seller = seller
-        self.buyer = self._sit("buyer")
-        self.buying = self.buyer.desk.buyer = BuyerDesk(self.buyer.desk)
+    def __init__(self, node: Node, chain: MemoryChain, arbiter: Arbiter) -> None:
+        self.node, self.chain, self.arbiter = node, chain, arbiter
 
-    def _sit(self, name: str, life: int = 0) -> Seat:
-        identity = Identity(keccak256(name.encode()))
-        chance = SeededChance(f"{name}/{life}".encode())
-        desk = Desk(Codec(identity, net="t"), chance, domain=self.chain.domain, asset=ASSET)
-        if not life:
-            self.chain.mint(identity.address, 10**9, approve=True)
-        seat = self.seats[identity.address] = Seat(name, desk)
-        return seat
+    async def join(self, *agents: Agent, units: int = FUNDS) -> None:
+        """Give agents their places and money."""
+        for agent in agents:
+            await self.node.add(agent)
+            if units:
+                self.chain.mint(agent.address, units)
 
-    def restart(self, seat: Seat, *, records: list[Record] | None = None) -> Seat:
-        """Return the same agent, born again from its journal."""
-        kept = seat.records if records is None else records
-        again = self._sit(seat.name, life=len(kept) + 1)
-        again.records = list(kept)
-        again.desk.replay(kept, now_ms=self.now_ms)
-        if seat is self.buyer:
-            self.buyer, self.buying = again, BuyerDesk(again.desk)
-            again.desk.buyer = self.buying
-            for record in kept:
-                if record.kind == "asked":
-                    self.buying.replay(record, Cheapest())
-            self.buying.replayed()
-        else:
-            wares = seat.desk.seller
-            assert isinstance(wares, SellerDesk)
-            again.desk.seller = seller = SellerDesk(again.desk, agent=seat.name)
-            for ware in wares.wares.values():
-                seller.sell(ware)
-            self.sellers[self.sellers.index(seat)] = again
-        return again
+    async def rest(self) -> None:
+        """Return when no deal is open."""
+        deadline = anyio.current_time() + REST_MAX_S
+        while open_ := self._open():
+            assert anyio.current_time() < deadline, f"still open: {open_}"
+            await anyio.sleep(0.05)
 
-    def ask(self, task: str = "hello", *, counters: int = 0, **wish: int) -> Ask:
-        """Let the buyer ask for something."""
-        wanted = Wish(CAPABILITY, SCHEMAS, task, **{"bids_max": len(self.sellers), **wish})  # type: ignore[arg-type]
-        ask, step = self.buying.ask(wanted, Cheapest(counters), now_ms=self.now_ms)
-        self.perform(self.buyer, step)
-        return ask
-
-    def perform(self, seat: Seat, step: Step) -> Step:
-        """Journal a step and perform it."""
-        seat.records += step.records
-        seat.closed += step.closed
-        for effect in step.effects:
-            self._perform(seat, effect)
-        return step
-
-    def _perform(self, seat: Seat, effect: Effect) -> None:
-        desk = seat.desk
-        match effect:
-            case Transmit():
-                self.send(effect.to, effect.wire)
-            case Publish():
-                for seller in self.sellers:
-                    self.send(seller.desk.me, effect.wire)
-            case OnChain():
-                self.chain.send(effect.effect_id, effect.call, desk.me)
-            case DoWork() if self.works:
-                done = desk.work_done(
-                    effect.deal,
-                    result=self.result,
-                    to_seller_units=desk.threads[effect.deal].agreed_terms.price_units,
-                    usage={},
-                    salt=b"\1" * 32,
-                    now_ms=self.now_ms,
+    def _open(self) -> list[str]:
+        found = []
+        for agent in self.node.agents:
+            if agent.seat is None:
+                continue
+            desk = agent.seat.desk
+            for deal in desk.bound():
+                thread = desk.threads[deal]
+                found.append(
+                    f"{agent.name}: {thread.state} {thread.view} at {desk.head}, {desk.counts},"
+                    f" {desk.dead[-3:]}, {[entry.move for entry in thread.history]}"
                 )
-                self.perform(seat, done)
-            case DoCheck():
-                self.perform(seat, desk.checked(effect.deal, "good", now_ms=self.now_ms))
-            case Notice():
-                seat.notices.append(effect)
+        return found
 
-    def send(self, to: str, wire: bytes) -> None:
-        """Put an envelope on its way, unless it gets lost."""
-        self.sent.append((kind_of(wire), to, wire))
-        if to in self.seats and not self.lost(to, wire):
-            self.queue.append((to, wire))
-
-    def deliver(self) -> None:
-        """Let all envelopes arrive, and those that they lead to."""
-        while self.queue:
-            to, wire = self.queue.pop(0)
-            seat = self.seats[to]
-            self.perform(seat, seat.desk.hear(wire, now_ms=self.now_ms))
-
-    def pass_ms(self, duration_ms: int, *, pause_ms: int = 250) -> None:
-        """Let time pass, with ticks, blocks and deliveries."""
-        for _ in range(duration_ms // pause_ms):
-            self.now_ms += pause_ms
-            if self.now_ms % 1_000 < pause_ms:
-                self.block()
-            for seat in list(self.seats.values()):
-                self.perform(seat, seat.desk.tick(now_ms=self.now_ms))
-            self.deliver()
-
-    def block(self) -> None:
-        """Seal a block and let everybody look."""
-        self.chain.seal(self.now_ms // 1_000)
-        for seat in list(self.seats.values()):
-            views = {job: self.chain.view(job) for job in seat.desk.watched()}
-            head = self.chain.head()
-            look = seat.desk.look(views, head=head, depth_s=head.time_s, now_ms=self.now_ms)
-            self.perform(seat, look)
-
-    def until(self, done: Callable[[], object], *, within_ms: int = 200_000) -> None:
-        """Let time pass until something is so."""
-        self.deliver()
-        for _ in range(within_ms // 250):
-            if done():
-                return
-            self.pass_ms(250)
-        raise AssertionError("it did not happen in time")
-
-    def kinds(self, to: Seat | None = None) -> list[str]:
-        """Return the kinds of all that was sent, or sent to one."""
-        return [kind for kind, who, _ in self.sent if to is None or who == to.desk.me]
+    def earned(self, agent: Agent) -> int:
+        """Return what an agent has more than it was given."""
+        return self.chain.balance(agent.address) - FUNDS
 
 
-def head_of(wire: bytes) -> dict[str, str]:
-    """Return the header of an envelope."""
-    head: dict[str, str] = json.loads(wire[65:])
-    return head
+@asynccontextmanager
+async def market(folder: Path) -> AsyncIterator[Market]:
+    """Yield a running market with an arbiter; checks at the end that no unit came or went."""
 
+    def clock_s() -> int:
+        return int(time.time())
 
-def kind_of(wire: bytes) -> str:
-    """Return the kind of an envelope."""
-    return head_of(wire)["kind"]
+    chain = MemoryChain(ASSET, escrow=ESCROW, time_s=clock_s())
+    seed = Identity(b"\x01" * 32)
+    arbiter_key = seed.derive("arbiter")
+    network = Network(
+        net="test",
+        nats=NatsAddress(url="memory"),
+        rpc="memory",
+        chain_id=ASSET.chain_id,
+        token=ASSET.token,
+        factory="0x" + "55" * 20,
+        escrow=ESCROW,
+        arbiters=(arbiter_key.address,),
+    )
+    journal = SqliteJournal(folder / "journal.sqlite")
+    settlement = MemorySettlement(chain, clock_s)
+    transport = MemoryNetwork(net="test").transport()
+    node = Node(network, transport, settlement, journal, seed=seed, margins=MARGINS)
+    async with anyio.create_task_group() as group:
+
+        async def seal() -> None:
+            await seal_for_ever(chain, clock_s, interval_s=BLOCK_S)
+
+        group.start_soon(seal)
+        try:
+            async with running(node):
+                yield Market(node, chain, await node.add_arbiter(arbiter_key))
+        finally:
+            group.cancel_scope.cancel()
+            await settlement.close()
+            await transport.close()
+            with anyio.CancelScope(shield=True):
+                await journal.close()
+    assert chain.total() == chain.minted_units
