@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from coase.protocol.errors import ConfigurationError, LocalProtocolError, Refused
 from coase.protocol.identity import keccak256
-from coase.protocol.messages import BIDS_MAX
+from coase.protocol.messages import BIDS_MAX, ROUNDS_MAX
 from coase.protocol.states import Role
 
 from .policy import Forbidden, Policy, decide
@@ -57,11 +57,15 @@ class CounterOffer:
 
 @dataclass(frozen=True, slots=True)
 class RejectOffer:
-    """End ``thread``. ``reason`` may be sent; ``detail`` is for our own log."""
+    """End ``thread``. ``reason`` may be sent; ``detail`` is for our own log.
+
+    ``limit`` names the limit of the policy that stood in the way, if one did.
+    """
 
     thread: str
     reason: str
     detail: str = ""
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,13 @@ Decision = AcceptOffer | CounterOffer | RejectOffer | Mark | Wait | Fail
 class Plan:
     """How many are asked and bargained with, and how long each is waited for.
 
+    ``rounds`` is how many proposals are made in one thread; none is take it or leave it.
+
+    With ``by_rounds`` time does not count: proposals are compared and answered when every thread
+    that owes an answer has given it or has run out of time, and the strategy does not see the
+    clock. The same offers then lead to the same moves, in whichever order and however late they
+    come.
+
     :raises ConfigurationError: if a number is out of its range
     """
 
@@ -102,6 +113,8 @@ class Plan:
     agree_within_ms: int = AGREE_WITHIN_MS
     answer_within_ms: int = ANSWER_WITHIN_MS
     patience_ms: int = PATIENCE_MS
+    rounds: int = ROUNDS_MAX - 1
+    by_rounds: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.bids_min <= self.bids_max <= BIDS_MAX:
@@ -110,6 +123,8 @@ class Plan:
             raise ConfigurationError("bargain_with is from 1 to bids_max")
         if min(self.agree_within_ms, self.answer_within_ms) < 1 or self.patience_ms < 0:
             raise ConfigurationError("waits are positive numbers of milliseconds")
+        if not 0 <= self.rounds < ROUNDS_MAX:
+            raise ConfigurationError(f"rounds are from 0 to {ROUNDS_MAX - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,15 +295,30 @@ class Round:
             return after, []
         return _marked(after, entry.seller, Outcome.DECLINED, now_ms)
 
-    def agreed(self, thread: str, *, now_ms: int) -> tuple[Round, list[Decision]]:
+    def dropped(self, thread: str) -> Round:
+        """Return the round without a thread that we ended, or in which we could not act.
+
+        An accept that could not be said reserves nothing, and its seller is not to blame.
+        """
+        entry = self.entries.get(thread)
+        if entry is None or entry.state in (EntryState.OUT, EntryState.AGREED):
+            return self
+        after = _with(self, replace(entry, state=EntryState.OUT))
+        if entry.state is not EntryState.ACCEPTED:
+            return after
+        return replace(after, accepted="", agree_by_ms=0)
+
+    def agreed(self, thread: str) -> tuple[Round, list[Decision]]:
         """Return the round after the seller confirmed, and whom to turn away.
 
-        :raises LocalProtocolError: if this thread was not accepted, or its accept has lapsed
+        A late yes is a yes as long as the accept was not given up: nobody else has one.
+
+        :raises LocalProtocolError: if this thread was not accepted, or its accept was given up
         """
         entry = self.entries.get(thread)
         if entry is not None and entry.state is EntryState.AGREED:
             return self, []
-        if entry is None or entry.state is not EntryState.ACCEPTED or now_ms >= self.agree_by_ms:
+        if entry is None or entry.state is not EntryState.ACCEPTED:
             raise LocalProtocolError(f"thread {thread} has no accept that could be confirmed")
         after = _with(self, replace(entry, state=EntryState.AGREED))
         return _ended(after, "another offer was taken")
@@ -379,6 +409,8 @@ def _onward(past: Round, now_ms: int) -> tuple[Round, list[Decision]]:
     more_may_come = now_ms < past.reply_by_ms and len(past.entries) < past.plan.bids_max
     if more_may_come and len(past.entries) < past.plan.bids_min:
         return past, [_wait(past, past.reply_by_ms)]
+    if past.plan.by_rounds and _countered_ones(past):
+        return past, [_wait(past, past.deadline_ms)]
     after, moves, decisions = _moves(past, now_ms)
     order = after.ranked(now_ms=now_ms)
     if not order:
@@ -411,9 +443,7 @@ def _moves(past: Round, now_ms: int) -> tuple[Round, dict[str, Move], list[Decis
     after = past
     moves: dict[str, Move] = {}
     decisions: list[Decision] = []
-    room = past.plan.bargain_with - sum(
-        entry.state is EntryState.COUNTERED for entry in past.entries.values()
-    )
+    room = past.plan.bargain_with - _countered_ones(past)
     for row in past.ranked(now_ms=now_ms):
         entry = past.entries[row.thread]
         if room <= 0 or entry.state is not EntryState.OFFERED:
@@ -421,9 +451,9 @@ def _moves(past: Round, now_ms: int) -> tuple[Round, dict[str, Move], list[Decis
         view = _view(past, entry, now_ms)
         move = decide(past.strategy, past.policy, view)
         if isinstance(move, (Walk, Forbidden)):
-            detail = move.reason if isinstance(move, Walk) else f"{move.limit}: {move.why}"
+            limit, why = ("", move.reason) if isinstance(move, Walk) else (move.limit, move.why)
             after = _with(after, replace(entry, state=EntryState.OUT))
-            decisions.append(RejectOffer(row.thread, "not acceptable", detail))
+            decisions.append(RejectOffer(row.thread, "not acceptable", why, limit))
             continue
         moves[row.thread] = move
         room -= 1
@@ -432,12 +462,14 @@ def _moves(past: Round, now_ms: int) -> tuple[Round, dict[str, Move], list[Decis
 
 def _view(past: Round, entry: Entry, now_ms: int) -> View:
     tie = keccak256(past.ranking.salt + entry.thread.encode())
-    return View.of_thread(
-        Role.BUYER,
-        entry.history,
+    made = sum(turn.by is Role.BUYER for turn in entry.history)
+    return View(
+        role=Role.BUYER,
+        history=entry.history,
         started_ms=past.opened_ms,
         deadline_ms=past.deadline_ms,
-        now_ms=now_ms,
+        now_ms=past.opened_ms if past.plan.by_rounds else now_ms,
+        rounds_left=max(past.plan.rounds - made, 0),
         seed=int.from_bytes(tie[:4], "big"),
         counterparty=entry.seller,
         capability=past.capability,
@@ -456,6 +488,8 @@ def _patient_until_ms(
     if not hoped:
         return 0
     stands_until_ms = past.entries[good.thread].last_offer.valid_until_ms - ACCEPT_MARGIN_MS
+    if past.plan.by_rounds:
+        return stands_until_ms
     return min(past.good_since_ms + past.plan.patience_ms, stands_until_ms)
 
 
@@ -471,6 +505,11 @@ def _take(past: Round, good: Ranked, now_ms: int) -> tuple[Round, list[Decision]
     )
     proposal = entry.last_offer.proposal
     return after, [AcceptOffer(good.thread, proposal, agree_by_ms), Wait(agree_by_ms)]
+
+
+def _countered_ones(past: Round) -> int:
+    """Return how many threads wait for the seller's answer to a counter-offer."""
+    return sum(entry.state is EntryState.COUNTERED for entry in past.entries.values())
 
 
 def _countered(past: Round, thread: str, proposal: Proposal, now_ms: int) -> Round:

@@ -80,7 +80,7 @@ def test_the_cheapest_is_accepted_and_the_rest_is_freed_only_when_it_agreed() ->
     assert decisions == [AcceptOffer("t1", at(150), 5_010), Wait(5_010)]
     assert past.reserved_units == 150
     assert past.step(4_000) == (past, [Wait(5_010)])
-    past, decisions = past.agreed("t1", now_ms=4_500)
+    past, decisions = past.agreed("t1")
     assert decisions == [
         RejectOffer("t0", "another offer was taken"),
         RejectOffer("t2", "another offer was taken"),
@@ -88,15 +88,14 @@ def test_the_cheapest_is_accepted_and_the_rest_is_freed_only_when_it_agreed() ->
     assert past.over
     assert past.reserved_units == 0
     assert past.step(10**6) == (past, [])
-    assert past.agreed("t1", now_ms=10**6) == (past, []), "the same bytes may come twice"
+    assert past.agreed("t1") == (past, []), "the same bytes may come twice"
 
 
 def test_silence_keeps_the_reservation_then_lowers_the_score_and_the_next_best_is_asked() -> None:
     past, _ = hear(a_round(), 200, 150).step(0)
     waiting, decisions = past.step(4_999)
     assert (waiting.reserved_units, decisions) == (150, [Wait(5_000)])
-    with pytest.raises(LocalProtocolError, match="no accept"):
-        past.agreed("t1", now_ms=5_000)
+    assert past.agreed("t1")[0].over, "nobody else has an accept, so late is not too late"
     past, decisions = past.step(5_000)
     assert decisions == [
         Mark(seller(1), Outcome.SILENT),
@@ -106,8 +105,8 @@ def test_silence_keeps_the_reservation_then_lowers_the_score_and_the_next_best_i
     assert past.reserved_units == 200
     assert past.scores.failure_permille(seller(1), CAP, now_ms=5_000) > 500
     with pytest.raises(LocalProtocolError, match="no accept"):
-        past.agreed("t1", now_ms=5_001)
-    past, _ = past.agreed("t0", now_ms=5_002)
+        past.agreed("t1")
+    past, _ = past.agreed("t0")
     assert past.over
 
 
@@ -119,6 +118,81 @@ def test_a_no_to_an_accept_frees_the_reservation_at_once() -> None:
     past, decisions = past.step(100)
     assert of(AcceptOffer, decisions) == [AcceptOffer("t0", at(200), 5_100)]
     assert past.refused("t1", now_ms=200) == (past, [])
+
+
+def test_an_accept_that_could_not_be_said_blames_nobody_and_frees_the_reservation() -> None:
+    past, _ = hear(a_round(), 200, 150).step(0)
+    past = past.dropped("t1")
+    assert past.reserved_units == 0
+    assert past.scores.rows() == ()
+    assert past.dropped("t1") == past
+    _, decisions = past.step(0)
+    assert of(AcceptOffer, decisions) == [AcceptOffer("t0", at(200), 5_000)]
+
+
+def test_a_rejection_names_the_limit_that_stood_in_the_way() -> None:
+    policy = Policy([SpendLimit(Budget({"day": 140}))])
+    _, decisions = hear(a_round(policy=policy), 150).step(0)
+    [rejection] = of(RejectOffer, decisions)
+    assert isinstance(rejection, RejectOffer)
+    assert rejection.limit == "SpendLimit"
+    assert "day" not in rejection.reason
+
+
+def test_the_rounds_of_the_plan_are_the_counter_offers_that_are_made() -> None:
+    for rounds in (0, 1, 3):
+        past = hear(a_round(BARGAINS, plan=Plan(rounds=rounds)), 305)
+        past, decisions = past.step(0)
+        made = 0
+        while of(CounterOffer, decisions):
+            made += 1
+            past = past.offered("t0", seller(0), at(305), valid_until_ms=NEVER, now_ms=0)
+            past, decisions = past.step(0)
+        assert of(RejectOffer, decisions) == [RejectOffer("t0", "not acceptable", "rounds")]
+        assert made == rounds
+
+
+@given(st.permutations([0, 1, 2]), st.permutations([0, 1, 2]), st.lists(st.integers(0, 900)))
+def test_by_rounds_neither_order_nor_delay_changes_a_move(
+    first: list[int], then: list[int], delays: list[int]
+) -> None:
+    said = [play(first, then, delays), play([0, 1, 2], [2, 0, 1], [])]
+    assert said[0] == said[1]
+    assert [price for kind, _, price in said[0] if kind == "accept"] == [215]
+
+
+def play(first: list[int], then: list[int], delays: list[int]) -> list[tuple[str, str, int]]:
+    """Return what a buyer says to three sellers that come down by 10 at each counter-offer."""
+    past = a_round(BARGAINS, plan=Plan(by_rounds=True, rounds=4, patience_ms=0))
+    asked = {0: 260, 1: 240, 2: 235}
+    waits = iter(delays)
+    now_ms = 0
+    for index in first:
+        past = past.offered(
+            f"t{index}", seller(index), at(asked[index]), valid_until_ms=NEVER, now_ms=now_ms
+        )
+    said: list[tuple[str, str, int]] = []
+    while not past.accepted:
+        past, decisions = past.step(now_ms)
+        counters = [d for d in decisions if isinstance(d, CounterOffer)]
+        said += sorted(("counter", d.thread, d.proposal.price_units) for d in counters)
+        said += [
+            ("accept", d.thread, d.proposal.price_units)
+            for d in decisions
+            if isinstance(d, AcceptOffer)
+        ]
+        waiting = {d.thread for d in counters}
+        answering = [index for index in then if f"t{index}" in waiting]
+        for index in answering:
+            now_ms += next(waits, 0)
+            asked[index] -= 10
+            thread = f"t{index}"
+            offer = at(asked[index])
+            past = past.offered(thread, seller(index), offer, valid_until_ms=NEVER, now_ms=now_ms)
+            if index != answering[-1]:
+                past, early = past.step(now_ms)
+                assert all(isinstance(d, Wait) for d in early), "not before all have answered"
+    return said
 
 
 def test_an_unresponsive_cheapest_seller_is_not_hammered() -> None:
@@ -237,9 +311,12 @@ def test_what_the_policy_forbids_is_rejected_and_the_reason_stays_here() -> None
         RejectOffer(
             "t1",
             "not acceptable",
-            "CounterpartyBlocked: the counterparty is blocked for this capability",
+            "the counterparty is blocked for this capability",
+            "CounterpartyBlocked",
         ),
-        RejectOffer("t0", "not acceptable", "SpendLimit: the limit 'day' does not cover the price"),
+        RejectOffer(
+            "t0", "not acceptable", "the limit 'day' does not cover the price", "SpendLimit"
+        ),
         AcceptOffer("t2", at(170), 5_000),
         Wait(5_000),
     ]
@@ -392,7 +469,12 @@ class Market:
         self.rejected: set[str] = set()
         self.ended = ""
         strategy = data.draw(st.sampled_from((TAKES_ALL, BARGAINS)))
-        plan = Plan(bids_min=data.draw(st.integers(1, 4)), bids_max=6)
+        plan = Plan(
+            bids_min=data.draw(st.integers(1, 4)),
+            bids_max=6,
+            rounds=data.draw(st.integers(0, 15)),
+            by_rounds=data.draw(st.booleans()),
+        )
         policy = Policy([SpendLimit(Budget({"day": 250}))])
         self.past = a_round(strategy, plan=plan, policy=policy)
 
@@ -410,7 +492,8 @@ class Market:
         raise AssertionError("the round does not end")
 
     def event(self) -> None:
-        kind = self.data.draw(st.sampled_from(("offer", "offer", "agree", "refuse", "wait")))
+        kinds = ("offer", "offer", "agree", "refuse", "drop", "wait")
+        kind = self.data.draw(st.sampled_from(kinds))
         thread = f"t{self.data.draw(st.integers(0, 7))}"
         if kind == "offer":
             price = self.data.draw(st.integers(1, 600))
@@ -428,9 +511,9 @@ class Market:
             assert thread not in self.rejected
         elif kind == "agree":
             try:
-                self.past, decisions = self.past.agreed(thread, now_ms=self.now_ms)
+                self.past, decisions = self.past.agreed(thread)
             except LocalProtocolError:
-                assert thread != self.accepting or self.now_ms >= self.past.agree_by_ms
+                assert thread != self.accepting
                 return
             assert thread == self.accepting
             self.note(decisions)
@@ -439,6 +522,13 @@ class Market:
             if thread == self.accepting:
                 assert of(Mark, decisions)
                 self.accepting = ""
+        elif kind == "drop":
+            scores = self.past.scores
+            self.past = self.past.dropped(thread)
+            assert self.past.scores is scores
+            if thread == self.accepting:
+                self.accepting = ""
+                assert self.past.reserved_units == 0
         self.now_ms += self.data.draw(st.integers(0, 800))
 
     def step(self, *, patient: bool = False) -> None:
