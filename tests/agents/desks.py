@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.buyer import Ask, BuyerDesk, Decision, Verdict, Wish
+from coase.agents.buyer import Ask, BuyerDesk, Decision, Purse, Verdict, Wish
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
 from coase.agents.seller import Quote, SellerDesk, Ware
@@ -101,7 +101,9 @@ class Market:
         seat = self.seats[identity.address] = Seat(name, desk)
         return seat
 
-    def restart(self, seat: Seat, *, records: list[Record] | None = None) -> Seat:
+    def restart(
+        self, seat: Seat, *, records: list[Record] | None = None, purse: Purse | None = None
+    ) -> Seat:
         """Return the same agent, born again from its journal."""
         kept = seat.records if records is None else records
         again = self._sit(seat.name, life=len(kept) + 1)
@@ -110,6 +112,7 @@ class Market:
         if seat is self.buyer:
             self.buyer, self.buying = again, BuyerDesk(again.desk)
             again.desk.buyer = self.buying
+            self.buying.reserve = purse or self.buying.reserve
             for record in kept:
                 if record.kind == "asked":
                     self.buying.replay(record, Cheapest())

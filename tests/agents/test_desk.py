@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from coase.agents.buyer import AGREE_WITHIN_MS, AskState, BuyerDesk, Decision, Verdict
+from coase.agents.buyer import AGREE_WITHIN_MS, AskState, BuyerDesk, Decision, Verdict, exposure
 from coase.agents.seller import OFFER_VALID_MS, SellerDesk, Ware
 from coase.agents.steps import OnChain, Transmit
 from coase.protocol.effects import Submit
@@ -18,6 +18,7 @@ from coase.protocol.session import require_signer_of
 from coase.protocol.states import State
 from coase.protocol.terms import ack_digest
 from tests.agents.desks import CAPABILITY, SCHEMA, Cheapest, Fixed, Market, head_of, kind_of
+from tests.protocol.threads import TERMS
 
 
 def test_a_deal_from_asking_to_settling() -> None:
@@ -466,6 +467,47 @@ class EmptyPurse:
 
     def release(self, deal: str) -> None:
         raise AssertionError("nothing was reserved")
+
+
+class Ledger:
+    """Remembers what is set aside."""
+
+    def __init__(self) -> None:
+        self.aside: dict[str, int] = {}
+        self.most = 0
+
+    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+        self.aside[deal] = units
+        self.most = max(self.most, sum(self.aside.values()))
+
+    def release(self, deal: str) -> None:
+        self.aside.pop(deal, None)
+
+
+def test_what_is_set_aside_is_the_price_and_comes_back_at_the_end_and_after_a_restart() -> None:
+    market = Market(prices=(1_000, 900))
+    market.buying.reserve = purse = Ledger()
+    ask = market.ask()
+    market.until(lambda: "task" in market.kinds())
+    assert purse.aside == {ask.chosen: 900}
+    market.restart(market.buyer, purse=(again := Ledger()))
+    assert again.aside == purse.aside
+    settled = market.buying.asks[ask.request_id]
+    market.until(lambda: settled.outcome)
+    assert (again.aside, again.most) == ({}, 900)
+
+
+def test_what_was_set_aside_for_an_agreement_that_never_came_comes_back() -> None:
+    market = Market()
+    market.buying.reserve = purse = Ledger()
+    market.lost = lambda to, wire: kind_of(wire) == "accept"
+    ask = market.ask()
+    market.until(lambda: ask.state is AskState.ENDED)
+    assert (purse.aside, purse.most) == ({}, 1_000)
+
+
+def test_what_a_deal_may_cost_is_its_price_and_its_bond() -> None:
+    assert exposure(replace(TERMS, price_units=1_000, bond_units=100)) == 1_100
 
 
 def test_an_exhausted_budget_ends_the_request_and_says_which_limit() -> None:
