@@ -86,7 +86,8 @@ def load_network(path: Path | None = None) -> Network:
     """
     path = path or network_path()
     try:
-        if path.stat().st_size > NETWORK_SIZE_MAX_BYTES:
+        stat = path.stat()
+        if stat.st_size > NETWORK_SIZE_MAX_BYTES:
             raise ConfigurationError(f"{path} is too large for a network file")
         text = path.read_text()
     except FileNotFoundError:
@@ -96,7 +97,7 @@ def load_network(path: Path | None = None) -> Network:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the network file {path} cannot be read: {error}") from error
     try:
-        return Network.model_validate_json(text)
+        network = Network.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -104,6 +105,22 @@ def load_network(path: Path | None = None) -> Network:
             f"the network file {path} is not valid: {where}: {first['msg']};"
             " remove it and start a network with: coase up"
         ) from None
+    _require_private(path, network, stat.st_mode)
+    return network
+
+
+def _require_private(path: Path, network: Network, mode: int) -> None:
+    """Return if nobody else may change the file, nor read the broker's password in it.
+
+    Who can write it sends us to a chain and an arbiter of their own.
+    """
+    secret = network.nats.password or network.nats.token
+    if mode & 0o022 or (secret and mode & 0o044):
+        what = "written" if mode & 0o022 else "read"
+        raise ConfigurationError(
+            f"the network file {path} can be {what} by others (mode {mode & 0o777:o});"
+            f" if it is yours: chmod 600 {path}"
+        )
 
 
 def save_network(network: Network, path: Path | None = None) -> Path:

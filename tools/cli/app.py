@@ -1,4 +1,7 @@
-"""The commands' common ground: errors, exit codes, output, and the list of commands."""
+"""The commands' common ground: errors, exit codes, output, and the list of commands.
+
+Nothing heavy is imported here or at the top of any command: ``coase --help`` must be quick.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import importlib.metadata
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
+from types import FrameType
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
-import anyio
 import typer
 from rich.console import Console
 
@@ -32,19 +36,57 @@ EXIT_UNAVAILABLE: Final = 69
 EXIT_JOURNAL: Final = 70
 """The disk refused the journal; start again, nothing is lost."""
 EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE: Final = 141
+"""The reader of our output went away, as ``| head`` does; what a killed program would show."""
+PIPED_WIDTH: Final = 120  # Of tables that go into a file or a pipe, where nobody says how wide.
 
 T = TypeVar("T")
 
+
+class _Screen(Console):
+    """A console that ends the program cleanly when its reader goes away."""
+
+    ends_program = False
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; if this was the output that mattered, stop as for Ctrl-C."""
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+        if self.ends_program:
+            _Interrupts.pipe_closed = True
+            signal.raise_signal(signal.SIGINT)
+
+
+class _Interrupts:
+    """Why the program was interrupted, for its exit code."""
+
+    pipe_closed = False
+
+    @classmethod
+    def exit_code(cls) -> int:
+        """Return the exit code of a program that was interrupted."""
+        return EXIT_PIPE if cls.pipe_closed else EXIT_INTERRUPTED
+
+
+def _console(*, stderr: bool) -> _Screen:
+    stream = sys.stderr if stderr else sys.stdout
+    sized = stream.isatty() or "COLUMNS" in os.environ
+    return _Screen(stderr=stderr, width=None if sized else PIPED_WIDTH)
+
+
 app = typer.Typer(
     name="coase",
-    help="Agents that find each other, negotiate, lock funds, work and settle.",
+    help="Agents that find each other, negotiate, lock funds, work and settle."
+    " Begin with [b]coase demo[/b], or with [b]coase up[/b] and a second terminal.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = _console(stderr=False)
+out.ends_program = True
+err = _console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -69,10 +111,15 @@ def _options(
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def emit(document: Any) -> None:
+def emit(document: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document to standard output."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def say(text: str, *, style: str = "dim") -> None:
+    """Tell the person at the terminal something, on standard error."""
+    err.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def exit_code(error: BaseException) -> int:
@@ -98,26 +145,49 @@ def first_cause(error: BaseException) -> BaseException:
 
 
 def perform(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``work`` to its end; turn its errors into one line and an exit code."""
+    """Run ``work`` to its end; turn its errors into one line and an exit code.
+
+    To be told to end (SIGTERM), or to lose the terminal (SIGHUP), is like Ctrl-C: whatever was
+    begun is put away first.
+    """
+    import anyio
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _as_interrupt)
     try:
         return anyio.run(work)
     except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(_Interrupts.exit_code()) from None
+    except BrokenPipeError:
+        raise
     except BaseExceptionGroup as group:
         cause = first_cause(group)
         if isinstance(cause, KeyboardInterrupt):
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        if not isinstance(cause, CoaseError):
+            raise typer.Exit(_Interrupts.exit_code()) from None
+        if not isinstance(cause, CoaseError | OSError | typer.Exit):
             raise
         fail(cause)
-    except CoaseError as error:
+    except (CoaseError, OSError) as error:
         fail(error)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 def fail(error: BaseException) -> NoReturn:
     """Say what went wrong in one line, and exit with the code for it."""
+    if isinstance(error, typer.Exit):
+        raise error
+    code = EXIT_UNAVAILABLE if isinstance(error, OSError) else exit_code(error)
     err.print(f"[bold red]coase:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(exit_code(error))
+    raise typer.Exit(code)
+
+
+def raise_user(text: str) -> NoReturn:
+    """End the command with a line for its user and the exit code for user's mistakes."""
+    fail(ConfigurationError(text))
 
 
 def _plain(text: str) -> str:
@@ -126,6 +196,9 @@ def _plain(text: str) -> str:
 
 def run() -> None:
     """Load the commands and run the one that was asked for."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # A terminal that lacks a letter shows a question mark.
+            stream.reconfigure(errors="replace")
     from . import (
         agent_command,
         buy_commands,
@@ -141,3 +214,4 @@ def run() -> None:
     except BrokenPipeError:
         # The reader went away, as `| head` does: not our error, and nothing to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE)

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from coase.agents.agent import Agent, Purchase
-from coase.agents.config import Network, load_network, state_home
-from coase.agents.node import Node, open_node
-from coase.agents.steps import Notice
-from coase.agents.wares import FIXED, Completion, Inference
 from coase.protocol.errors import ConfigurationError, DealFailed
-from coase.protocol.session import Thread
-from coase.protocol.types import units_to_text
 
-from .agent_command import fund, raise_user
-from .app import Json, app, emit, err, out, perform
+from .app import Json, app, emit, out, perform, raise_user, say
 
-SLOTS_MAX: Final = 32  # Purchases of one user that may run at one time.
+if TYPE_CHECKING:
+    from coase.agents.agent import Agent, Purchase
+    from coase.agents.node import Node
+
 INPUT_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
+PROMPT_SIZE_MAX_CHARS: Final = 200_000  # What the schema of inference takes.
 
 MaxPrice = Annotated[
     str, typer.Option("--max-price", help="The most that you pay, in tokens, such as 0.01.")
@@ -38,7 +32,7 @@ def ask(
     max_price: MaxPrice,
     max_tokens: Annotated[int, typer.Option(min=1, max=32768, help="Longest answer.")] = 200,
     model: Annotated[str, typer.Option(help="Only this model.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="For a repeatable answer.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="For a repeatable answer.")] = 0,
     within: Within = 60,
     json_: Json = False,
 ) -> None:
@@ -46,33 +40,33 @@ def ask(
 
     Example: [b]coase ask "Why is the sky blue?" --max-price 0.01[/b]
     """
-    text = sys.stdin.read(INPUT_SIZE_MAX_BYTES) if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     if not text.strip():
         raise_user("the prompt is empty; write it as an argument, or - to read standard input")
-    task = Inference(prompt=text, max_tokens=max_tokens, model=model, seed=seed)
-    bought = perform(lambda: _ask(task, max_price, within))
-    if json_:
-        emit(_document(bought, bought.result.model_dump()))
-        return
-    out.print(bought.result.text, highlight=False, markup=False)
-    _receipt(bought)
-
-
-async def _ask(task: Inference, max_price: str, within: int) -> Purchase[Completion]:
-    async with shopper() as (_, agent):
-        return await agent.purchase(
-            "inference",
-            task,
-            returns=Completion,
-            max_price=max_price,
-            deliver_within=within,
-            model=task.model,
-            # No tokenizer makes more than a token of two bytes of text, and a template some more.
-            input_max=len(task.prompt.encode()) // 2 + 64,
-            output_max=task.max_tokens,
-            features={"bytes": len(task.prompt.encode())},
-            tries=3,
+    if len(text) > PROMPT_SIZE_MAX_CHARS:
+        raise_user(
+            f"the prompt has {len(text)} characters, and inference takes {PROMPT_SIZE_MAX_CHARS}"
         )
+    if len(model) > 128:
+        raise_user("--model takes a name of at most 128 characters")
+
+    async def work() -> None:
+        from coase.agents.wares import Completion, Inference
+
+        task = Inference(prompt=text, max_tokens=max_tokens, model=model, seed=seed)
+        size = len(text.encode())
+        wish: dict[str, Any] = {
+            "deliver_within": within,
+            "model": model,
+            # No tokenizer makes more than a token of two bytes of text, and a template some more.
+            "input_max": size // 2 + 64,
+            "output_max": max_tokens,
+            "features": {"bytes": size},
+        }
+        schemas = (Inference.model_json_schema(), Completion.model_json_schema())
+        await _buy("inference", task.model_dump(mode="json"), schemas, max_price, wish, json_)
+
+    perform(work)
 
 
 @app.command()
@@ -90,146 +84,145 @@ def hire(
 
     Example: [b]coase hire summarise --input notes.txt --max-price 0.05[/b]
     """
-    text = _read_input(input_)
-    bought = perform(lambda: _hire(capability, text, max_price, within))
+    text = _read_stdin() if input_ == "-" else _read_file(input_)
+    if not text.strip():
+        raise_user(f"{'standard input' if input_ == '-' else input_} is empty: there is no task")
+
+    async def work() -> None:
+        await _buy(capability, text, None, max_price, {"deliver_within": within}, json_)
+
+    perform(work)
+
+
+def _read_stdin() -> str:
+    return _decode(sys.stdin.buffer.read(INPUT_SIZE_MAX_BYTES + 1), "standard input")
+
+
+def _read_file(name: str) -> str:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise_user(f"{name} is a directory; --input names one file with the task")
+        with path.open("rb") as file:
+            return _decode(file.read(INPUT_SIZE_MAX_BYTES + 1), name)
+    except FileNotFoundError:
+        raise_user(f"{name} does not exist; --input names a file with the task, or - for stdin")
+    except (OSError, ValueError) as error:
+        raise_user(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _decode(content: bytes, name: str) -> str:
+    if len(content) > INPUT_SIZE_MAX_BYTES:
+        raise_user(f"{name} is over {INPUT_SIZE_MAX_BYTES >> 20} MiB, the most that is sent")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise_user(
+            f"{name} is no UTF-8 text (byte {error.start}); convert it, for example with"
+            " iconv -t UTF-8"
+        )
+    if "\0" in text:
+        raise_user(f"{name} is no text: it holds NUL bytes")
+    return text
+
+
+async def _buy(
+    capability: str,
+    task: dict[str, Any] | str,
+    schemas: tuple[dict[str, Any], dict[str, Any]] | None,
+    max_price: str,
+    wish: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Buy, print what was bought, and stay until the money has come to rest."""
+    from coase.agents.config import load_network
+
+    network = load_network()
+    if network.asset.money(max_price).units == 0:
+        raise ConfigurationError(
+            "--max-price is 0: name the most that the work is worth to you, such as 0.01"
+        )
+    from .purchases import buy_once, shopper
+
+    async with shopper(network) as (node, agent):
+        if schemas is None:
+            capability, schemas = await _schemas(node, agent, capability)
+        if isinstance(task, str):
+            task = _task(task, schemas[0])
+        bought = await buy_once(node, agent, capability, task, schemas, max_price, wish)
+        _show(bought, as_json=as_json, inference=capability == "inference")
+
+
+def _show(bought: Purchase[Any], *, as_json: bool, inference: bool) -> None:
     result = json.loads(bought.result)
-    if json_:
+    if as_json:
         emit(_document(bought, result))
         return
     values = list(result.values()) if isinstance(result, dict) else [result]
-    if len(values) == 1 and isinstance(values[0], str):
-        out.print(values[0], highlight=False, markup=False)
+    text = result["text"] if inference else values[0] if len(values) == 1 else None
+    if isinstance(text, str):
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
         out.print_json(data=result)
-    _receipt(bought)
-
-
-def _read_input(name: str) -> str:
-    try:
-        if name == "-":
-            return sys.stdin.read(INPUT_SIZE_MAX_BYTES)
-        path = Path(name)
-        if path.stat().st_size > INPUT_SIZE_MAX_BYTES:
-            raise_user(f"{name} is over {INPUT_SIZE_MAX_BYTES} bytes")
-        return path.read_text()
-    except FileNotFoundError:
-        raise_user(f"{name} does not exist; --input names a file with the task, or - for stdin")
-    except (OSError, UnicodeDecodeError) as error:
-        raise_user(f"{name} cannot be read: {error}")
-
-
-async def _hire(capability: str, text: str, max_price: str, within: int) -> Purchase[Any]:
-    async with shopper() as (node, agent):
-        full, schemas = await _schemas(node, agent, capability)
-        return await agent.buy(
-            full,
-            _task(text, schemas[0]),
-            schemas=schemas,
-            max_price=max_price,
-            deliver_within=within,
-            tries=3,
-        )
+    say(f"paid {bought.paid} to {bought.seller} (deal {bought.deal})")
 
 
 async def _schemas(
     node: Node, agent: Agent, capability: str
 ) -> tuple[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Return a capability's id and schemas: the fixed ones, or what its sellers answer."""
+    from coase.agents.wares import FIXED
+
     if capability in FIXED:
         task, result = FIXED[capability]
         return capability, (task.model_json_schema(), result.model_json_schema())
     found = await node.discover(agent, capability)
     ids = sorted({description.capability for _, description in found})
     if not ids:
-        raise DealFailed("lapsed", f"nobody sells {capability!r} here; see: coase status")
+        await _nobody_sells(node, agent, capability)
     if len(ids) > 1:
         raise ConfigurationError(f"{capability} has several forms here, name one: {', '.join(ids)}")
     description = found[0][1]
-    return ids[0], (json.loads(description.input_schema), json.loads(description.output_schema))
+    try:
+        schemas = json.loads(description.input_schema), json.loads(description.output_schema)
+    except ValueError:
+        schemas = None, None
+    if not all(isinstance(schema, dict) for schema in schemas):
+        raise DealFailed("lapsed", f"the seller of {capability} describes it by no JSON schema")
+    return ids[0], schemas
+
+
+async def _nobody_sells(node: Node, agent: Agent, capability: str) -> NoReturn:
+    from coase.agents.dispute import ARBITRATION
+
+    from .journals import short_name
+
+    others = {found.capability for _, found in await node.discover(agent)} - {ARBITRATION}
+    names = ", ".join(sorted({short_name(other) for other in others})) or "nothing"
+    raise DealFailed("lapsed", f"nobody sells {capability!r} here; on sale now: {names}")
 
 
 def _task(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Return the task that ``text`` spells, as JSON or as the one required text field."""
+    from coase.agents.checks import result_fault
+
     try:
         task = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         task = None
-    if isinstance(task, dict):
-        from coase.agents.checks import result_fault
-
-        fault = result_fault(json.dumps(task), json.dumps(schema))
-        if fault:
-            raise ConfigurationError(f"the task does not fit: {fault.removeprefix('the result ')}")
-        return task
     required = schema.get("required", [])
-    if len(required) == 1 and schema["properties"][required[0]].get("type") == "string":
-        return {required[0]: text}
-    raise ConfigurationError(
-        f"the task must be a JSON object with: {', '.join(required) or 'no fields'}"
-    )
-
-
-@asynccontextmanager
-async def shopper() -> AsyncIterator[tuple[Node, Agent]]:
-    """Yield a node with one buying agent, in the first of its places that is free."""
-    network = load_network()
-    agent = Agent("shopper")
-    async with open_node(network=network, state=free_slot(network)) as node:
-        node.runtime.observers.append(lambda _, notice: _tell(notice))
-        await node.add(agent)
-        await fund(node, agent)
-        yield node, agent
-
-
-def free_slot(network: Network) -> Path:
-    """Return a state directory that no other purchase of this user holds now.
-
-    :raises ConfigurationError: if all are held
-    """
-    from coase.agents.backends.sqlite import StateDirectory
-
-    for number in range(SLOTS_MAX):
-        path = node_home(network) / f"shopper-{number}"
-        try:
-            StateDirectory(path).release()
-        except ConfigurationError:
-            continue
-        return path
-    raise ConfigurationError(f"{SLOTS_MAX} purchases of yours run already; wait for one of them")
-
-
-def node_home(network: Network) -> Path:
-    """Return where the nodes of one network keep their state: a fresh chain, a fresh place."""
-    return state_home() / "nodes" / f"{network.net}-{network.escrow[2:10]}"
-
-
-def _tell(notice: Notice) -> None:
-    """Say on standard error how a purchase goes."""
-    thread = notice.thread
-    line = _words(notice, thread) if thread is not None and thread.terms is not None else ""
-    if notice.kind == "asked":
-        line = f"asking for {notice.detail}"
-    if line:
-        err.print(f"[dim]{line}[/]", highlight=False)
-
-
-def _words(notice: Notice, thread: Thread) -> str:
-    price = units_to_text(thread.agreed_terms.price_units, 6)
-    seller = thread.counterparty[:10]
-    match notice.kind:
-        case "heard:offer":
-            return f"{seller} offers at {price}"
-        case "said:counter":
-            return f"countered with {price}"
-        case "agreed":
-            return f"agreed with {seller} for at most {price}"
-        case "chain:locked":
-            return f"locked {price} in the escrow"
-        case "bad_result":
-            return f"refused the result: {notice.detail}"
-        case "ended" if thread.job_id:
-            return f"{thread.state}: {thread.why}"
-    return ""
+    fields = schema.get("properties", {})
+    if not isinstance(task, dict):
+        if len(required) != 1 or fields.get(required[0], {}).get("type") != "string":
+            names = ", ".join(required) or "no required fields"
+            raise ConfigurationError(f"the task must be a JSON object; its fields: {names}")
+        task = {required[0]: text}
+    fault = result_fault(json.dumps(task), json.dumps(schema))
+    if fault:
+        wrong = fault.removeprefix("the result ").removeprefix("does not fit its schema: ")
+        names = ", ".join(fields) or "none"
+        raise ConfigurationError(f"the task does not fit: {wrong}; its fields: {names}")
+    return task
 
 
 def _document(bought: Purchase[Any], result: Any) -> dict[str, Any]:
@@ -242,9 +235,3 @@ def _document(bought: Purchase[Any], result: Any) -> dict[str, Any]:
         "paid": bought.paid,
         "usage": bought.usage,
     }
-
-
-def _receipt(bought: Purchase[Any]) -> None:
-    err.print(
-        f"[dim]paid {bought.paid} to {bought.seller} (deal {bought.deal})[/]", highlight=False
-    )

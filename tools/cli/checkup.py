@@ -25,6 +25,8 @@ from coase.protocol.backends.broker import find_server
 from coase.protocol.errors import CoaseError, ConfigurationError
 from coase.protocol.messages import CLOCK_SKEW_MAX_MS
 
+from .up_command import alive
+
 DISK_FREE_MIN_BYTES: Final = 512 * 1024 * 1024
 CHAIN_LAG_MAX_S: Final = 10
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -97,15 +99,25 @@ async def examine_network(path: Path) -> list[Finding]:
     try:
         network = load_network(path)
     except ConfigurationError as error:
-        return [*findings, Finding("note", "network", str(error))]
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        findings.append(
-            Finding("bad", "network file", f"others can read it: chmod 600 {path} (is {mode:o})")
-        )
+        return [*findings, _no_network(path, str(error))]
+    findings.append(_network_process(network, path))
     findings += [await _broker_answers(network), *_listens(network)]
     findings += await _chain(network)
     return findings
+
+
+def _no_network(path: Path, why: str) -> Finding:
+    return Finding("bad" if path.exists() else "note", "network", why)
+
+
+def _network_process(network: Network, path: Path) -> Finding:
+    if not network.pid:
+        return Finding("ok", "network", f"{network.net}, described by {path}")
+    if not alive(network.pid):
+        return Finding(
+            "bad", "network", f"its process {network.pid} has ended ({path}); start: coase up"
+        )
+    return Finding("ok", "network", f"{network.net}, run by process {network.pid} ({path})")
 
 
 async def _engine() -> Finding:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import anyio
 import typer
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from coase.agents.agent import Agent
-from coase.agents.backends.sqlite import read_summaries
-from coase.agents.config import load_network, network_path, state_home
-from coase.agents.node import open_node
-from coase.protocol.errors import ConfigurationError
-from coase.protocol.types import units_to_text
+from .app import EXIT_FAILED, Json, app, emit, out, perform, raise_user
 
-from .agent_command import raise_user
-from .app import EXIT_FAILED, Json, app, emit, out, perform
-from .buy_commands import free_slot, node_home
+if TYPE_CHECKING:
+    from coase.agents.config import Network
+    from coase.protocol.messages import Description
+
+    from .journals import Row
 
 DECIMALS: Final = 6
 DEALS_SHOWN: Final = 20
+ID_SHOWN: Final = 8
+ADDRESS_SHOWN: Final = 10
+WIDE: Final = 100  # Columns from which on there is room for what a seller says of itself.
 
 
 @app.command()
@@ -37,30 +39,26 @@ def status(json_: Json = False) -> None:
         return
     network = document["network"]
     out.print(
-        f"network [b]{network['net']}[/b]: broker {network['nats']}, chain {network['chain_id']} at"
-        f" {network['rpc']} (block {network['block']})",
+        f"network [b]{network['net']}[/b]: broker {network['nats']}, chain {network['chain_id']}"
+        f" at {network['rpc']}, block {network['block']}",
         highlight=False,
+        soft_wrap=True,
     )
-    table = Table("agent", "address", "sells", "price", "about", title="who sells what")
-    for seller in document["sellers"]:
-        table.add_row(
-            seller["agent"],
-            seller["address"][:12] + "…",
-            seller["capability"],
-            seller["price"],
-            seller["about"],
-        )
-    out.print(table if document["sellers"] else "nobody sells anything yet: coase agent run FILE")
+    _print_sellers(document["sellers"])
     _print_deals(document["deals"])
 
 
 async def _status() -> dict[str, Any]:
+    from coase.agents.config import load_network
+
     network = load_network()
-    shopper = Agent("shopper")
-    async with open_node(network=network, state=free_slot(network)) as node:
-        await node.add(shopper)
+    from .journals import deals_below, node_home
+    from .purchases import finish_earlier, shopper
+
+    await finish_earlier(network)
+    async with shopper(network, quiet=True) as (node, agent):
         head = await node.settlement.head()
-        found = await node.discover(shopper)
+        found = await node.discover(agent)
         held = await node.settlement.held()
     return {
         "network": {
@@ -72,52 +70,99 @@ async def _status() -> dict[str, Any]:
             "escrow": network.escrow,
             "escrow_holds_units": str(held),
             "token": network.token,
+            "arbiters": list(network.arbiters),
         },
-        "sellers": [
-            {
-                "agent": description.agent,
-                "address": sender,
-                "capability": description.capability,
-                "price": description.price,
-                "about": description.about,
-            }
-            for sender, description in found
-        ],
-        "deals": _deals(node_home(network)),
+        "sellers": _sellers(network, found),
+        "deals": deals_below(node_home(network)),
     }
 
 
-def _deals(home: Path) -> list[dict[str, Any]]:
-    """Return the closed deals of all nodes below ``home``, oldest first."""
-    rows: list[dict[str, Any]] = []
-    for path in sorted(home.rglob("journal.sqlite")):
-        try:
-            rows += [{**row, "journal": str(path)} for row in read_summaries(path)]
-        except ConfigurationError:
-            continue  # One that is being made has no tables yet.
-    return sorted(rows, key=lambda row: row["history"][-1][0] if row["history"] else 0)
+def _sellers(network: Network, found: list[tuple[str, Description]]) -> list[dict[str, str]]:
+    return [
+        {
+            "agent": description.agent,
+            "address": sender,
+            "capability": description.capability,
+            "price": description.price,
+            "about": description.about,
+        }
+        for sender, description in sorted(found, key=lambda item: (item[1].capability, item[0]))
+        if sender not in network.arbiters
+    ]
 
 
-def _print_deals(deals: list[dict[str, Any]]) -> None:
+def _print_sellers(sellers: list[dict[str, str]]) -> None:
+    from .journals import short_name
+
+    if not sellers:
+        out.print("nobody sells anything yet: coase agent run FILE", soft_wrap=True)
+        return
+    table = _table("who sells what", "sells", "price", "agent", "address")
+    wide = out.width >= WIDE
+    if wide:
+        table.add_column("about", no_wrap=True, overflow="ellipsis")
+    ids = {seller["capability"] for seller in sellers}
+    for seller in sellers:
+        name = short_name(seller["capability"])
+        alone = sum(1 for other in ids if short_name(other) == name) == 1
+        cells = [
+            name if alone else seller["capability"],
+            seller["price"],
+            seller["agent"],
+            seller["address"][:ADDRESS_SHOWN],
+        ]
+        # What strangers say of themselves is text, and never markup.
+        table.add_row(*map(_clean, cells + ([seller["about"]] if wide else [])))
+    out.print(table)
+
+
+def _clean(text: str) -> Text:
+    return Text("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _print_deals(deals: list[Row]) -> None:
+    from coase.protocol.types import units_to_text
+
+    from .journals import short_name
+
     bound = [deal for deal in deals if deal["job_id"]]
     if not bound:
-        out.print("no deals of yours have ended yet")
+        out.print("no deals of yours yet", soft_wrap=True)
         return
-    table = Table("deal", "side", "with", "capability", title="your deals, newest last")
-    for column in ("price", "paid"):
-        table.add_column(column, justify="right")
-    table.add_column("ended")
+    table = _table("your deals, newest last", "deal", "as", "with", "what")
+    for column in ("agreed", "paid"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("state")
     for deal in bound[-DEALS_SHOWN:]:
         table.add_row(
-            deal["deal"][:12],
+            deal["deal"][:ID_SHOWN],
             deal["side"],
-            deal["counterparty"][:12] + "…",
-            deal["capability"],
+            deal["counterparty"][:ADDRESS_SHOWN],
+            short_name(deal["capability"]),
             units_to_text(deal["price_units"], DECIMALS),
-            units_to_text(deal["to_seller_units"], DECIMALS),
-            f"{deal['state']} ({deal['why']})",
+            "" if deal["open"] else units_to_text(deal["to_seller_units"], DECIMALS),
+            Text(_state(deal), style="yellow" if deal["open"] else ""),
         )
     out.print(table)
+    if len(bound) > DEALS_SHOWN:
+        out.print(f"and {len(bound) - DEALS_SHOWN} older ones: coase status --json")
+
+
+def _state(deal: Row) -> str:
+    state, how = str(deal["state"]), str(deal["how"]).replace("_", " ")
+    if deal["open"]:
+        return f"{state}, open"
+    if how in ("open", state):
+        why = str(deal["why"])
+        return f"{state}: {why}" if why and why != state else state
+    return f"{state}: {how}"
 
 
 @app.command()
@@ -130,36 +175,60 @@ def replay(
 ) -> None:
     """Show how a deal went, step by step, out of the journal.
 
+    Needs no network, and shows deals that are still open too.
+
     Example: [b]coase replay 8fe282[/b]
     """
     if journal is not None and not journal.is_file():
         raise_user(f"{journal} does not exist; name the journal.sqlite of a node")
-    home = journal.parent if journal is not None else state_home()
-    rows = [row for row in _deals(home) if str(row["deal"]).startswith(deal)]
+    if deal and not set(deal) <= set("0123456789abcdef"):
+        raise_user(f"{deal!r} begins no deal's id: they are hex; see them with: coase replay")
+
+    async def work() -> list[Row]:
+        return _find(journal)
+
+    rows = [row for row in perform(work) if str(row["deal"]).startswith(deal)]
     if deal and not rows:
-        raise_user(f"no deal that has ended begins with {deal!r}; see them with: coase replay")
-    if not deal:
-        emit(rows) if json_ else _print_deals(rows)
-        return
+        raise_user(f"no deal begins with {deal!r}; see them with: coase replay")
     if json_:
         emit(rows)
+        return
+    if not deal:
+        _print_deals(rows)
         return
     for row in rows:
         _print_history(row)
 
 
-def _print_history(row: dict[str, Any]) -> None:
+def _find(journal: Path | None) -> list[Row]:
+    from coase.agents.backends.sqlite import read_summaries
+    from coase.agents.config import state_home
+
+    from .journals import deals_below, deals_in
+
+    if journal is None:
+        return deals_below(state_home())
+    read_summaries(journal)  # Raises if it is no journal; below a home such files are passed over.
+    return deals_in(journal)
+
+
+def _print_history(row: Row) -> None:
+    from coase.protocol.types import units_to_text
+
+    from .journals import short_name
+
     out.print(
-        f"[b]{row['deal']}[/b] as the {row['side']}, with {row['counterparty']}:"
-        f" {row['capability']}",
+        f"[b]{row['deal']}[/b]\n{row['side']} {row['agent']} in {row['node']},"
+        f" with {row['counterparty']}: {short_name(row['capability'])}",
         highlight=False,
+        soft_wrap=True,
     )
-    table = Table("time", "after", "who", "did what", "state")
-    table.add_column("price", justify="right")
-    table.add_column("transaction")
+    table = _table("", "time", "after", "who", "did what", "then")
+    table.add_column("price", justify="right", no_wrap=True)
+    table.add_column("transaction", no_wrap=True)
     first = row["history"][0][0] if row["history"] else 0
     for at_ms, state, role, move, price, tx in row["history"]:
-        when = datetime.fromtimestamp(at_ms / 1000, tz=UTC)
+        when = datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
         table.add_row(
             when.strftime("%H:%M:%S"),
             f"{(at_ms - first) / 1000:.2f} s",
@@ -170,12 +239,31 @@ def _print_history(row: dict[str, Any]) -> None:
             tx[:14],
         )
     out.print(table)
-    out.print(
-        f"ended {row['state']} ({row['why']}): seller got"
-        f" {units_to_text(row['to_seller_units'], DECIMALS)}, buyer"
-        f" {units_to_text(row['to_buyer_units'], DECIMALS)} back",
-        highlight=False,
-    )
+    if row["open"]:
+        from coase.protocol.states import SILENCE, State
+
+        silence = SILENCE[State(row["state"])]
+        line = f"still open: if the {silence.who} stays silent, {silence.outcome}"
+    else:
+        line = (
+            f"{_state(row)}: seller got {units_to_text(row['to_seller_units'], DECIMALS)},"
+            f" buyer {units_to_text(row['to_buyer_units'], DECIMALS)} back"
+        )
+    out.print(line, highlight=False, soft_wrap=True)
+    if row["result"]:
+        out.print("result:", highlight=False)
+        _print_result(row["result"])
+
+
+def _print_result(result: str) -> None:
+    try:
+        made = json.loads(result)
+    except (ValueError, RecursionError):
+        made = None
+    if isinstance(made, dict | list):
+        out.print_json(data=made)
+    else:
+        out.print(result, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -184,22 +272,22 @@ def doctor(json_: Json = False) -> None:
 
     Example: [b]coase doctor[/b]
     """
-    findings = anyio.run(_diagnose)
+    findings = perform(_diagnose)
     if json_:
         emit(findings)
     else:
+        marks = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
         for finding in findings:
-            mark = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "bad": "[red]✗[/]"}
-            out.print(
-                f"{mark[finding['level']]} {finding['what']}: {finding['text']}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            out.print(marks[finding["level"]], end=" ")
+            text = f"{finding['what']}: {finding['text']}"
+            out.print(text, highlight=False, soft_wrap=True, markup=False)
     if any(finding["level"] == "bad" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
 
 
 async def _diagnose() -> list[dict[str, str]]:
+    from coase.agents.config import network_path
+
     from .checkup import examine_machine, examine_network
 
     findings = examine_machine()

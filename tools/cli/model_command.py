@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import anyio
 import typer
 
-from coase.agents.compute.model import digest_of, find_model, get_model
-
-from .app import EXIT_FAILED, Json, app, emit, err, out, perform
+from .app import EXIT_FAILED, Json, app, emit, out, perform, say
 
 models = typer.Typer(help="The model of the embedded engine.", no_args_is_help=True)
 app.add_typer(models, name="model")
@@ -28,14 +25,17 @@ def get(
     Example: [b]coase model get[/b]
     """
 
-    async def work() -> Path:
-        return await anyio.to_thread.run_sync(
-            lambda: get_model(dest, progress=lambda text: err.print(f"[dim]{text}[/]"))
-        )
+    async def work() -> tuple[Path, str]:
+        import anyio
 
-    path = perform(work)
+        from coase.agents.compute.model import digest_of, get_model
+
+        path = await anyio.to_thread.run_sync(lambda: get_model(dest, progress=say))
+        return path, digest_of(path)
+
+    path, digest = perform(work)
     if json_:
-        emit({"path": str(path), "sha256": digest_of(path)})
+        emit({"path": str(path), "sha256": digest})
     else:
         out.print(str(path), highlight=False, soft_wrap=True)
 
@@ -46,6 +46,8 @@ def where(json_: Json = False) -> None:
 
     Example: [b]coase model where[/b]
     """
+    from coase.agents.compute.model import find_model
+
     path = find_model()
     if json_:
         emit({"path": str(path) if path else None})

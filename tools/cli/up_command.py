@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
-import sys
+import socket
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
-import anyio
 import typer
 
-from coase.agents.config import Network, load_network, network_path, save_network
 from coase.protocol.errors import ConfigurationError
 
-from .app import Json, app, err, perform
+from .app import Json, app, emit, err, perform, say
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from coase.agents.config import Network
+
+SCRATCH: Final = "coase-up-"
+PORTS_FILE: Final = "ports.json"
 
 
 @app.command()
@@ -31,8 +33,12 @@ def up(
         typer.Option(help="Directory that keeps chain, keys and journal; without it all is lost."),
     ] = None,
     net: Annotated[str, typer.Option(help="Name of the network.")] = "local",
-    nats_port: Annotated[int, typer.Option(help="Port of the broker; 0 takes a free one.")] = 0,
-    rpc_port: Annotated[int, typer.Option(help="Port of the chain; 0 takes a free one.")] = 0,
+    nats_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the broker; 0 takes a free one.")
+    ] = 0,
+    rpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the chain; 0 takes a free one.")
+    ] = 0,
     json_: Json = False,
 ) -> None:
     """Run a market on this machine: broker, chain, contracts, faucet and an arbiter.
@@ -42,23 +48,39 @@ def up(
 
     Example: [b]coase up --state ~/market[/b]
     """
-    perform(lambda: _up(state, net, nats_port, rpc_port, json_))
+
+    async def work() -> None:
+        require_free_place()
+        with _place(state) as path:
+            await _up(path, state is not None, net, nats_port, rpc_port, json_)
+
+    perform(work)
 
 
 def require_free_place() -> None:
-    """Return if no network of this user runs already.
+    """Return if no network of this user runs already; put away what a killed one left.
 
-    :raises ConfigurationError: if one does
+    :raises ConfigurationError: if one runs
     """
+    from coase.agents.config import load_network, network_path
+
     try:
         known = load_network()
     except ConfigurationError:
         return
-    if known.pid and alive(known.pid):
+    if not known.pid:
+        raise ConfigurationError(
+            f"{network_path()} describes a network that coase up did not start: move it away, or"
+            " set COASE_NETWORK to another file"
+        )
+    if alive(known.pid):
         raise ConfigurationError(
             f"a network runs already (process {known.pid}, {network_path()}); stop it first, or"
             " set COASE_NETWORK to another file for a second one"
         )
+    left = Path(known.state)
+    if left.name.startswith(SCRATCH) and left.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def alive(pid: int) -> bool:
@@ -74,6 +96,8 @@ def alive(pid: int) -> bool:
 
 def ready_line(network: Network) -> dict[str, object]:
     """Return what ``coase up`` prints when it is ready: no secrets."""
+    from coase.agents.config import network_path
+
     return {
         "nats": network.nats.url,
         "rpc": network.rpc,
@@ -86,23 +110,67 @@ def ready_line(network: Network) -> dict[str, object]:
     }
 
 
-async def _up(state: Path | None, net: str, nats_port: int, rpc_port: int, as_json: bool) -> None:
+@contextmanager
+def _place(state: Path | None) -> Iterator[Path]:
+    """Yield the directory for the network's state: the user's, or one that is lost at the end."""
+    if state is not None:
+        yield state.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
+
+
+def _port(path: Path, name: str, asked: int) -> int:
+    """Return the port to use: the one asked for, the last one if it is free, or any."""
+    if asked:
+        return asked
+    try:
+        last = int(json.loads((path / PORTS_FILE).read_text())[name])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", last))
+        except (OSError, OverflowError):
+            say(f"port {last} is taken: the {name} gets another, so start your agents again")
+            return 0
+    return last
+
+
+def _keep_ports(path: Path, network: Network) -> None:
+    """Remember the ports, so that agents find a network that is started again."""
+    ports = {
+        name: int(url.rpartition(":")[2])
+        for name, url in (("broker", network.nats.url), ("chain", network.rpc))
+    }
+    (path / PORTS_FILE).write_text(json.dumps(ports) + "\n")
+
+
+async def _up(
+    path: Path, keep: bool, net: str, nats_port: int, rpc_port: int, as_json: bool
+) -> None:
+    import anyio
+
     from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
     from coase.agents.local import local_market
     from coase.agents.node import Node, running
     from coase.agents.wiring import ensure_funds, open_settlement, open_transport
     from coase.escrow.backends.keystore import open_keystore
 
-    require_free_place()
-    keep = state is not None
-    path = state or Path(tempfile.mkdtemp(prefix="coase-up-"))
     directory = StateDirectory(path)
     try:
         seed = open_keystore(path)
         arbiter = seed.derive("arbiter")
         async with local_market(
-            path, net=net, arbiter=arbiter, nats_port=nats_port, rpc_port=rpc_port, keep=keep
+            path,
+            net=net,
+            arbiter=arbiter,
+            nats_port=_port(path, "broker", nats_port),
+            rpc_port=_port(path, "chain", rpc_port),
+            keep=keep,
         ) as network:
+            _keep_ports(path, network)
             journal = SqliteJournal(path / "journal.sqlite")
             transport = await open_transport(network, name="coase-up")
             settlement = await open_settlement(network, journal)
@@ -111,7 +179,7 @@ async def _up(state: Path | None, net: str, nats_port: int, rpc_port: int, as_js
                 async with running(node):
                     await ensure_funds(settlement, network, arbiter.address)
                     await node.add_arbiter(arbiter)
-                    await _serve(network, as_json)
+                    await _serve(network, keep, as_json)
             finally:
                 with anyio.CancelScope(shield=True):
                     await settlement.close()
@@ -119,22 +187,27 @@ async def _up(state: Path | None, net: str, nats_port: int, rpc_port: int, as_js
                     await journal.close()
     finally:
         directory.release()
-        if not keep:
-            shutil.rmtree(path, ignore_errors=True)
 
 
-async def _serve(network: Network, as_json: bool) -> None:
+async def _serve(network: Network, keep: bool, as_json: bool) -> None:
     """Say that we are ready, and wait to be told to stop."""
+    import anyio
+
+    from coase.agents.config import load_network, save_network
+
+    require_free_place()  # Somebody else may have been quicker.
     where = save_network(network)
     try:
-        sys.stdout.write(json.dumps(ready_line(network)) + "\n")
-        sys.stdout.flush()
+        emit(ready_line(network), indent=None)
         if not as_json:
             err.print(
-                "[green]ready[/]: in other terminals: [b]coase agent run FILE[/b], "
-                "[b]coase ask PROMPT --max-price 0.01[/b], [b]coase status[/b]"
+                "[green]ready[/]; in other terminals: [b]coase agent run FILE[/b],"
+                " [b]coase ask PROMPT --max-price 0.01[/b], [b]coase status[/b]",
+                soft_wrap=True,
             )
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            if not keep:
+                say("nothing is kept when this ends; --state DIR would keep it")
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async for _ in signals:
                 break
     finally:
