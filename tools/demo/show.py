@@ -23,6 +23,9 @@ from .story import Outcome
 
 LINES_KEPT: Final = 400
 REFRESH_PER_S: Final = 8
+FEED_COLUMNS: Final = 64  # What the longest names say of the longest prices.
+STATE_COLUMNS: Final = len("delivered")
+PRICE_COLUMNS: Final = len("0.012345")
 DECIMALS: Final = 6
 _STYLES: Final = {
     "asks": "bold cyan",
@@ -97,8 +100,8 @@ class Show:
         self._names.update(names)
 
     def _say(self, line: Text) -> None:
-        stamp = Text(f"{time.monotonic() - self._started_s:5.1f}s ", style="dim")
-        stamped = stamp + line
+        stamp = (f"{time.monotonic() - self._started_s:5.1f}s ", "dim")
+        stamped = Text.assemble(stamp, line)
         self._lines.append(stamped)
         if self._live is not None:
             self._live.update(self._render())
@@ -118,27 +121,27 @@ class Show:
         match notice.kind:
             case "said:offer":
                 self._counts["offers"] += 1
-                what = f"{_ware(thread)} to {other} at {_price(thread)}"
+                what = f"{other} {_ware(thread)} at {_price(thread)}"
                 return self._verb(who, "offers", what)
             case "said:counter":
                 self._counts["counter-offers"] += 1
                 return self._verb(who, "counters", f"{other} with {_price(thread)}")
             case "agreed":
                 self._counts["agreements"] += 1
-                return self._verb(who, "agrees", f"with {other}: {_ware(thread)} for {_price(thread)}")
+                return self._verb(who, "agrees", f"with {other} on {_price(thread)}")
             case "chain:locked" if buying:
-                return self._verb(who, "locks", f"{_price(thread)} for {other} in the escrow")
+                return self._verb(who, "locks", f"{_price(thread)} for {other}")
             case "said:result":
                 tokens = thread.result.usage.get("output_tokens", 0) if thread.result else 0
                 self._counts["tokens"] += tokens
                 made = f" ({tokens} tokens)" if tokens else ""
-                return self._verb(who, "delivers", f"{_ware(thread)} to {other}{made}")
+                return self._verb(who, "delivers", f"{other} {_ware(thread)}{made}")
             case "bad_result":
                 return self._verb(who, "refuses", f"{other}'s result: {notice.detail[:90]}")
             case "chain:disputed" if buying:
-                return self._verb(who, "disputes", f"{other}'s delivery, with a bond")
+                return self._verb(who, "disputes", f"{other}'s work with a bond")
             case "chain:answered" if not buying:
-                return self._verb(who, "answers", "the dispute, with a bond; the arbiter decides")
+                return self._verb(who, "answers", "with a bond; the arbiter decides")
             case "ended" if buying and thread.job_id:
                 return self._ended(who, other, thread)
         return None
@@ -152,16 +155,14 @@ class Show:
         if thread.state == "refunded":
             self._counts["refunded"] += 1
             if view.how.name == "RULED":
-                return self._verb("arbiter", "ruling", f"against {other}: {who} has its money back")
+                return self._verb("arbiter", "ruling", f"against {other}: money back")
             why = view.how.name.lower().replace("_", " ")
-            return self._verb(who, "refund", f"of {_money(view.to_buyer_units)} from {other} ({why})")
+            back = _money(view.to_buyer_units)
+            return self._verb(who, "refund", f"of {back}: {other} {why}")
         return None
 
     def _verb(self, who: str, verb: str, rest: str) -> Text:
-        line = Text(f"{who:>14} ", style="bold")
-        line.append(f"{verb} ", style=_STYLES[verb])
-        line.append(rest)
-        return line
+        return Text.assemble((f"{who:>13} ", "bold"), (f"{verb} ", _STYLES[verb]), rest)
 
     def _follow(self, who: str, notice: Notice, thread: Thread) -> None:
         """Keep the table of deals that both have signed and that are not over."""
@@ -179,21 +180,28 @@ class Show:
         height = max(self._console.height - 2, 12)
         layout = Layout()
         layout.split_column(Layout(name="head", size=3), Layout(name="body"))
-        layout["body"].split_row(Layout(name="feed", ratio=3), Layout(name="deals", ratio=2))
+        width = min(FEED_COLUMNS, self._console.width * 2 // 3)
+        layout["body"].split_row(Layout(name="feed", size=width), Layout(name="deals"))
         counts = "   ".join(f"{name} {count}" for name, count in self._counts.items())
         seconds = time.monotonic() - self._started_s
-        head = Text(f"{seconds:4.0f} s   {self._stage}   ", style="bold")
-        head.append(counts, style="dim")
-        layout["head"].update(Panel(head, title="Coase", border_style="cyan"))
-        lines = list(self._lines)[-(height - 5) :]
-        layout["feed"].update(Panel(Group(*lines), title="what happens", border_style="dim"))
-        table = Table(box=None, pad_edge=False)
-        for column in ("buyer ← seller", "ware", "state"):
-            table.add_column(column, no_wrap=True)
-        table.add_column("locked", justify="right")
-        for parties, ware, stage, units in list(self._open.values())[-(height - 6) :]:
-            table.add_row(parties, ware, stage, _money(units))
-        layout["deals"].update(Panel(table, title="deals in flight", border_style="dim"))
+        head = Text.assemble((f"{seconds:4.0f} s   ", "bold"), counts, no_wrap=True)
+        title = f"Coase: {self._stage}"
+        layout["head"].update(Panel(head, title=title, border_style="cyan"))
+        lines = [
+            Text.assemble(line, no_wrap=True, overflow="ellipsis")
+            for line in list(self._lines)[-(height - 5) :]
+        ]
+        feed = Panel(Group(*lines), title="what happens", border_style="dim", padding=0)
+        layout["feed"].update(feed)
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
+        rest = self._console.width - width - STATE_COLUMNS - PRICE_COLUMNS - 4  # Frame and gaps.
+        table.add_column("buyer ← seller", no_wrap=True, max_width=max(rest, 8))
+        table.add_column("state", no_wrap=True, width=STATE_COLUMNS)
+        table.add_column("price", no_wrap=True, justify="right", width=PRICE_COLUMNS)
+        for parties, _, stage, units in list(self._open.values())[-(height - 6) :]:
+            table.add_row(parties, stage, _money(units))
+        deals = Panel(table, title="deals in flight", border_style="dim", padding=0)
+        layout["deals"].update(deals)
         return layout
 
 
