@@ -502,6 +502,8 @@ def test_a_ruling_rounds_once_and_the_dust_is_the_sellers(
     if bond:
         job = step(job, Answer(terms, EVIDENCE), SELLER, job.clock_s).job
     done = step(job, Rule(terms, to_seller, 0, EVIDENCE), ARBITER, job.clock_s)
+    assert job.bonds_units == 2 * bond
+    assert done.job.bonds_units == done.job.locked_units == 0
     assert paid(done) == payouts
     assert [told.kind for told in done.events] == ["ruled", "settled"]
 
