@@ -49,6 +49,55 @@ def test_a_task_is_acknowledged_by_the_sellers_signature_on_its_input() -> None:
     require_signer_of(digest, signature, thread.counterparty)
 
 
+def test_who_was_not_taken_is_told_at_once() -> None:
+    market = Market(prices=(1_000, 900))
+    market.works = False
+    market.ask()
+    market.until(lambda: "agreed" in market.kinds())
+    market.deliver()
+    assert market.kinds(market.sellers[0]).count("withdraw") == 1
+    assert not market.sellers[0].desk.threads
+    assert market.sellers[1].desk.threads
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"asset": "0x" + "34" * 20},
+        {"schemas": "0x" + "00" * 32},
+        {"capability": "echo-00000000"},
+        {"chain_id": 2},
+        {"escrow": "0x" + "45" * 20},
+        {"settlements": ["channel"]},
+        {"verifications": ["replay"]},
+        {"reply_by_ms": 1},
+    ],
+)
+def test_a_request_for_something_else_is_not_bid_for(changes: dict[str, object]) -> None:
+    market = Market()
+    market.ask()
+    wire = next(wire for kind, _, wire in market.sent if kind == "request")
+    codec = market.buyer.desk.codec
+    seller = market.sellers[0].desk
+    for changed, bids in (({}, 1), (changes, 0)):
+        before = len(seller.threads)
+        request_id = keccak256(repr(changed).encode())[:16].hex()
+        asked = codec.encode(
+            kind="request",
+            message_id=request_id,
+            to="*",
+            deal=request_id,
+            re="",
+            sent_ms=market.now_ms,
+            expires_ms=market.now_ms + 1_000,
+            plain=json.dumps({**json.loads(head_of(wire)["body"]), **changed}).encode(),
+            key="",
+        )
+        step = seller.hear(asked, now_ms=market.now_ms)
+        assert len(seller.threads) == before + bids
+        assert len([e for e in step.effects if isinstance(e, Transmit)]) == bids
+
+
 # ---- repetitions ---------------------------------------------------------------------------
 
 
