@@ -31,6 +31,7 @@ def summary(thread: Thread) -> bytes:
             "state": thread.state,
             "why": thread.why,
             "price_units": terms.price_units if terms is not None else 0,
+            "bond_units": terms.bond_units if terms is not None else 0,
             "arbiter": terms.arbiter if terms is not None else "",
             "to_seller_units": thread.view.to_seller_units,
             "to_buyer_units": thread.view.to_buyer_units,

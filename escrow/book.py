@@ -418,6 +418,20 @@ class SpendEnvelope:
             meter.count(spend_id, amount.units, counterparty)
         return Outcome.DONE
 
+    def recall(self, spend_id: str, amount: Money, *, counterparty: AgentId, now_s: int) -> None:
+        """Count what was promised in an earlier life, whatever the limits are now.
+
+        :raises LockExistsWithDifferentAmount: if that id is known in the tree already
+        """
+        self._check_amount(amount)
+        for meter in self.meters:
+            if (seen := meter.spends.get(spend_id)) is not None:
+                held = Money(self.asset, seen.asked_units)
+                raise LockExistsWithDifferentAmount(spend_id, held, amount)
+        for meter in self.meters:
+            meter.advance(now_s)
+            meter.count(spend_id, amount.units, counterparty)
+
     def settle(self, spend_id: str, spent: Money, *, now_s: int) -> Outcome:
         """Close what was reserved: only ``spent`` of it counts from now on.
 
@@ -447,11 +461,21 @@ class SpendEnvelope:
 
     def left_units(self, *, counterparty: AgentId, now_s: int) -> int | None:
         """Return how much one more deal with ``counterparty`` may cost now; nothing: no limit."""
-        rooms: list[int] = []
+        rooms = self.rooms(counterparty=counterparty, now_s=now_s)
+        return max(0, min(rooms.values())) if rooms else None
+
+    def rooms(self, *, counterparty: AgentId, now_s: int) -> dict[str, int]:
+        """Return what each limit has left for a deal with ``counterparty``, by its name.
+
+        Less than nothing is left where more was recalled than a limit now allows.
+        """
+        rooms: dict[str, int] = {}
         for meter in self.meters:
             meter.advance(now_s)
-            rooms += [left for _, left in meter.rooms(counterparty)]
-        return max(0, min(rooms)) if rooms else None
+            for name, left in meter.rooms(counterparty):
+                name = f"{meter.name}: {name}"
+                rooms[name] = min(left, rooms.get(name, left))
+        return rooms
 
     def _check_amount(self, amount: Money) -> None:
         if amount.asset != self.asset:
