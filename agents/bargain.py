@@ -6,10 +6,21 @@ value is given to ``Preferences`` and cannot be read back.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal
 
+from coase.negotiation.award import (
+    AcceptOffer,
+    CounterOffer,
+    EntryState,
+    Mark,
+    Plan,
+    Ranking,
+    RejectOffer,
+    Round,
+    Wait,
+)
+from coase.negotiation.award import Decision as RoundDecision
 from coase.negotiation.issues import Preferences, Proposal
 from coase.negotiation.policy import (
     AllowedSettlement,
@@ -17,12 +28,14 @@ from coase.negotiation.policy import (
     ArbiterList,
     DeadlineLimit,
     Forbidden,
+    Limit,
     Policy,
     PriceLimit,
     QualityFloor,
     RoundsMax,
+    SpendLimit,
+    decide,
 )
-from coase.negotiation.pricing import Price, Tariff
 from coase.negotiation.strategy import (
     Accept,
     Counter,
@@ -34,23 +47,33 @@ from coase.negotiation.strategy import (
     Turn,
     View,
 )
-from coase.protocol.errors import ConfigurationError
-from coase.protocol.identity import keccak256
-from coase.protocol.messages import Request
-from coase.protocol.session import Thread
-from coase.protocol.states import Role, State
-from coase.protocol.terms import Terms
-from coase.protocol.types import ZERO_ADDRESS, Asset
+from coase.protocol.errors import ConfigurationError, LocalProtocolError, Refused
+from coase.protocol.states import Role
+from coase.protocol.types import ZERO_ADDRESS, AgentId, Asset
 
-from .buyer import Decision, Verdict
+from .buyer import BuyerStrategy, Decision, Verdict
+from .experience import Experience
+from .purse import OpenPurse, exposure
 from .seller import Quote
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from coase.negotiation.pricing import Price, Tariff
+    from coase.protocol.messages import Request
+    from coase.protocol.session import Thread
+    from coase.protocol.terms import Terms
 
 Style = Literal["fixed", "boulware", "linear", "conceder", "reciprocal"]
 STYLES: Final[tuple[Style, ...]] = ("fixed", "boulware", "linear", "conceder", "reciprocal")
 BARGAIN_MS: Final = 8_000  # A thread's whole bargain; offers are valid for ten seconds.
-COUNTER_PATIENCE_MS: Final = 2_000
+# Where no clock counts, a whole round of answers waits for the slowest of them.
+ANSWERS_WITHIN_MS: Final = 4_000
 ROUNDS_OF_A_BUYER: Final = 3
 SHORTLIST: Final = 3
+TALKS_MAX: Final = 10_000  # Counter-offers in a seller's mind; offers lapse in seconds.
+VERIFICATIONS_OF_A_SELLER: Final = ("schema", "none")
+SETTLEMENTS_OF_A_SELLER: Final = ("escrow",)
 BOULWARE_E_PERMILLE: Final = 300
 CONCEDER_E_PERMILLE: Final = 3_000
 
@@ -93,7 +116,7 @@ def proposal_of(terms: Terms) -> Proposal:
 
 @dataclass(slots=True)
 class Talk:
-    """One thread's bargain: our strategy in it, and what was proposed so far."""
+    """One thread's bargain from the seller's side: its strategy, and what was proposed so far."""
 
     strategy: Strategy
     policy: Policy
@@ -101,19 +124,14 @@ class Talk:
     turns: list[Turn] = field(default_factory=list)
 
     def reply(
-        self, role: Role, thread: Thread, *, rounds: int, by_rounds: bool, now_ms: int
+        self, thread: Thread, *, rounds: int, by_rounds: bool, now_ms: int
     ) -> Move | Forbidden:
-        """Return our move in answer to the proposal that lies in ``thread``."""
-        theirs = Turn(
-            Role.SELLER if role is Role.BUYER else Role.BUYER,
-            proposal_of(thread.agreed_terms),
-            now_ms,
-            thread.valid_until_ms,
-        )
-        self.turns.append(theirs)
-        made = sum(1 for turn in self.turns if turn.by is role)
+        """Return our move in answer to the counter-offer that lies in ``thread``."""
+        theirs = proposal_of(thread.agreed_terms)
+        self.turns.append(Turn(Role.BUYER, theirs, now_ms, thread.valid_until_ms))
+        made = sum(1 for turn in self.turns if turn.by is Role.SELLER)
         view = View(
-            role=role,
+            role=Role.SELLER,
             history=tuple(self.turns),
             started_ms=self.started_ms,
             deadline_ms=self.started_ms + BARGAIN_MS,
@@ -123,9 +141,9 @@ class Talk:
             counterparty=thread.counterparty,
             capability=thread.request.capability,
         )
-        move = self.policy.check(self.strategy.reply(view), view)
+        move = decide(self.strategy, self.policy, view)
         if isinstance(move, Counter):
-            self.turns.append(Turn(role, move.proposal, now_ms))
+            self.turns.append(Turn(Role.SELLER, move.proposal, now_ms))
         return move
 
 
@@ -166,13 +184,15 @@ class SellerBargain:
         cap = self._cap(tariff, request)
         if cap <= 0:
             return None
-        verification = "schema" if "schema" in request.verifications else request.verifications[0]
+        verifications = _common(VERIFICATIONS_OF_A_SELLER, request.verifications)
+        if not verifications or not _common(SETTLEMENTS_OF_A_SELLER, request.settlements):
+            return None
         return Quote(
             price_units=cap,
             deliver_within_s=self._deliver_within_s,
             quality=self._quality,
             model=self._model,
-            verification=verification,
+            verification=verifications[0],
             pricing=tariff.pricing,
             metered=_metered(tariff),
         )
@@ -186,10 +206,11 @@ class SellerBargain:
 
     def answer(self, thread: Thread, *, now_ms: int) -> Quote | None:
         """Return the quote that answers the counter-offer in ``thread``, or None to walk away."""
-        talk = self._talks.get(thread.deal) or self._open(thread, now_ms=now_ms)
-        move = talk.reply(
-            Role.SELLER, thread, rounds=self._rounds, by_rounds=self._by_rounds, now_ms=now_ms
-        )
+        try:
+            talk = self._talks.get(thread.deal) or self._open(thread, now_ms=now_ms)
+            move = talk.reply(thread, rounds=self._rounds, by_rounds=self._by_rounds, now_ms=now_ms)
+        except ConfigurationError:
+            return None  # A counter-offer that names what no proposal can hold.
         if not isinstance(move, Accept | Counter):
             self._talks.pop(thread.deal, None)
             return None
@@ -216,26 +237,47 @@ class SellerBargain:
         cap = self._cap(tariff, thread.request)
         floor = self._price.floor_units(cap)
         metered = tariff.pricing != "fixed"
+        request = thread.request
+        # What was quoted comes first; the request allows each of them, or there were no quote.
+        quoted = terms.work.verification
+        offered = _common(VERIFICATIONS_OF_A_SELLER, request.verifications)
+        verifications = (quoted, *(name for name in offered if name != quoted))
+        settlements = _common(SETTLEMENTS_OF_A_SELLER, request.settlements)
         preferences = Preferences(
             Role.SELLER,
             price_units=(max(cap, floor), floor),
             deliver_within_s=(self._deliver_within_s, self._deliver_within_s),
-            quality=(self._quality, self._quality),
-            verifications=(terms.work.verification,),
+            # A promise below what the request asks at least would be refused by its own terms.
+            quality=(max(self._quality, request.quality_min),) * 2,
+            verifications=verifications,
+            settlements=settlements,
             arbiters=(terms.arbiter,),
             rates=tariff.rates if metered else None,
             cap_units=cap if metered else 0,
         )
         policy = Policy(
-            [PriceLimit(Role.SELLER, floor), RoundsMax(), AllowedSettlement(("escrow",))]
+            [
+                PriceLimit(Role.SELLER, floor),
+                DeadlineLimit(self._deliver_within_s),
+                QualityFloor(max(self._quality, request.quality_min)),
+                AllowedVerification(verifications),
+                AllowedSettlement(settlements),
+                ArbiterList((terms.arbiter,)),
+                RoundsMax(),
+            ]
         )
         talk = Talk(strategy_of(self._style, preferences), policy, now_ms)
         # The offer that opened the thread was our first turn.
         talk.turns.append(Turn(Role.SELLER, preferences.opening(), now_ms))
-        if len(self._talks) > 10_000:  # Talks that nobody ended; their offers have lapsed.
-            self._talks.clear()
+        while len(self._talks) >= TALKS_MAX:  # Nobody ended the oldest; its offers have lapsed.
+            del self._talks[next(iter(self._talks))]
         self._talks[thread.deal] = talk
         return talk
+
+
+def _common(ours: tuple[str, ...], theirs: Collection[str]) -> tuple[str, ...]:
+    """Return what both allow, in our own order."""
+    return tuple(name for name in ours if name in theirs)
 
 
 def _metered(tariff: Tariff) -> dict[str, int]:
@@ -248,8 +290,13 @@ def _metered(tariff: Tariff) -> dict[str, int]:
     }
 
 
-class BuyerBargain:
-    """Compares all offers of a round, bargains with the best few at once, and accepts one."""
+class BuyerBargain(BuyerStrategy):
+    """Plays one ``Round``: ranks all offers, bargains with the best few, accepts one at a time.
+
+    ``purse`` is never promised more than it holds. ``experience`` is what the agent knows of
+    sellers, and learns. With ``by_rounds`` neither counts in the order of offers, nor does the
+    clock, so that the same offers lead to the same moves.
+    """
 
     def __init__(
         self,
@@ -265,103 +312,177 @@ class BuyerBargain:
         shortlist: int = SHORTLIST,
         by_rounds: bool = False,
         salt: bytes = b"",
+        purse: OpenPurse | None = None,
+        experience: Experience | None = None,
     ) -> None:
-        self._max_units = max_price_units
-        self._hope_permille = hope_permille
+        if style not in STYLES:
+            raise ConfigurationError(f"no strategy {style!r}; there are {', '.join(STYLES)}")
+        self._max_units, self._hope_permille = max_price_units, hope_permille
         self._deliver_within_s, self._quality_min = deliver_within_s, quality_min
-        self._style, self._arbiters = style, tuple(arbiters)
+        self._style, self._arbiters = style, (*arbiters, ZERO_ADDRESS)
         self._verifications = verifications
         self._rounds, self._shortlist_max, self._by_rounds = rounds, shortlist, by_rounds
         self._salt = salt
-        self._talks: dict[str, Talk] = {}
-        self._ready: dict[str, int] = {}
-        self._countered_ms = 0
+        self._left = _Left(purse or OpenPurse())
+        self._experience = experience or Experience()
+        self._round: Round | None = None
+        self._heard: dict[str, str] = {}
+        self._wake_ms: int | None = None
 
     def decide(
         self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
     ) -> list[Decision]:
         """Return what to do about the offers that lie open."""
-        if not closing and not self._talks:
-            return []
-        out: list[Decision] = []
-        if not self._talks:
-            out = self._shortlist(offers, now_ms=now_ms)
-        out += self._bargain(offers, now_ms=now_ms)
-        live = {thread.deal: thread for thread in offers}
-        ready = [deal for deal in self._ready if deal in live]
-        waiting = [
-            deal
-            for deal in self._talks
-            if deal not in live or any(d.deal == deal and d.verdict != "reject" for d in out)
-        ]
-        patient = now_ms < self._countered_ms + COUNTER_PATIENCE_MS
-        if ready and not (waiting and patient):
-            best = min(ready, key=lambda deal: self._rank(live[deal]))
-            out = [d for d in out if d.deal != best]
-            out.append(Decision(best, Verdict.ACCEPT))
+        if self._round is None:
+            if not closing or not offers:
+                return []
+            self._round = self._open(offers, opened_ms=opened_ms)
+        self._left.now_ms = now_ms
+        past = self._round
+        for thread in offers:
+            past = self._hear(past, thread)
+        if not self._by_rounds:
+            past = replace(past, scores=self._experience.book)
+        after, decisions = past.step(now_ms)
+        self._round, self._wake_ms = after, None
+        out = self._told(decisions, now_ms=now_ms)
+        spoken = {decision.deal for decision in out}
+        for thread in offers:
+            # What the round is done with, or never took in, must not lie there as if it counted.
+            entry = after.entries.get(thread.deal)
+            gone = entry is None or entry.state is EntryState.OUT
+            if gone and thread.deal not in spoken:
+                out.append(Decision(thread.deal, Verdict.REJECT, reason="not acceptable"))
         return out
 
-    def _rank(self, thread: Thread) -> tuple[int, bytes]:
-        """Rank by price, then by a hash that no seller can choose to its favour for long."""
-        tie = keccak256(self._salt + thread.counterparty.encode())
-        return thread.agreed_terms.price_units, tie
+    def undone(self, deal: str) -> None:
+        """Go on without a thread in which we could not do what we had decided."""
+        if self._round is not None:
+            self._round = self._round.dropped(deal)
 
-    def _shortlist(self, offers: list[Thread], *, now_ms: int) -> list[Decision]:
-        ranked = sorted(offers, key=self._rank)
-        for thread in ranked[: self._shortlist_max]:
-            self._talks[thread.deal] = self._open(thread, now_ms=now_ms)
-        return [
-            Decision(thread.deal, Verdict.REJECT, reason="others offered more for less")
-            for thread in ranked[self._shortlist_max :]
-        ]
+    def agreed(self, thread: Thread) -> None:
+        """Take note that the seller confirmed."""
+        if self._round is not None:
+            try:
+                self._round, _ = self._round.agreed(thread.deal)
+            except LocalProtocolError:
+                return  # An accept of an earlier life of this process.
 
-    def _bargain(self, offers: list[Thread], *, now_ms: int) -> list[Decision]:
-        out: list[Decision] = []
-        for thread in sorted(offers, key=self._rank):
-            talk = self._talks.get(thread.deal)
-            if talk is None or thread.deal in self._ready or thread.state is not State.OFFERED:
-                continue
-            move = talk.reply(
-                Role.BUYER, thread, rounds=self._rounds, by_rounds=self._by_rounds, now_ms=now_ms
-            )
-            if isinstance(move, Accept):
-                self._ready[thread.deal] = thread.agreed_terms.price_units
-            elif isinstance(move, Counter):
-                self._countered_ms = now_ms
-                proposal = move.proposal
-                out.append(
-                    Decision(
-                        thread.deal,
-                        Verdict.COUNTER,
-                        price_units=proposal.price_units,
-                        deliver_within_s=proposal.deliver_within_s,
-                    )
-                )
-            else:
-                self._talks.pop(thread.deal)
-                out.append(Decision(thread.deal, Verdict.REJECT, reason="too far apart"))
-        return out
+    def ended(self, thread: Thread, *, now_ms: int) -> None:
+        """Take note that a thread is over, whoever ended it."""
+        last = thread.history[-1] if thread.history else None
+        if self._round is None or (last is not None and last.move == "agree_by"):
+            return  # An accept that met with silence: the next step gives it up.
+        if last is not None and last.role is Role.BUYER:
+            self.undone(thread.deal)
+            return
+        self._round, decisions = self._round.refused(thread.deal, now_ms=now_ms)
+        self._told(decisions, now_ms=now_ms)
 
-    def _open(self, thread: Thread, *, now_ms: int) -> Talk:
-        terms = thread.agreed_terms
-        hope = max(terms.price_units * self._hope_permille // 1_000, 1)
+    def next_ms(self) -> int | None:
+        """Return until when nothing is to be done unless something happens."""
+        return self._wake_ms
+
+    def _open(self, offers: list[Thread], *, opened_ms: int) -> Round:
+        request = offers[0].request
+        best_units = min(thread.agreed_terms.price_units for thread in offers)
+        hope_units = max(best_units * self._hope_permille // 1_000, 1)
         preferences = Preferences(
             Role.BUYER,
-            price_units=(min(hope, self._max_units), self._max_units),
+            price_units=(min(hope_units, self._max_units), self._max_units),
             deliver_within_s=(self._deliver_within_s, self._deliver_within_s),
-            quality=(max(self._quality_min, terms.work.quality), self._quality_min),
+            quality=(self._quality_min, self._quality_min),
             verifications=self._verifications,
-            arbiters=(terms.arbiter,),
+            arbiters=self._arbiters,
         )
-        policy = Policy(
-            [
-                PriceLimit(Role.BUYER, self._max_units, clamp=False),
-                DeadlineLimit(self._deliver_within_s),
-                QualityFloor(self._quality_min),
-                AllowedSettlement(("escrow",)),
-                AllowedVerification(self._verifications),
-                ArbiterList((*self._arbiters, ZERO_ADDRESS)),
-                RoundsMax(),
-            ]
+        answer_within = {"answer_within_ms": ANSWERS_WITHIN_MS} if self._by_rounds else {}
+        return Round(
+            strategy=strategy_of(self._style, preferences),
+            policy=self._policy(),
+            ranking=Ranking(salt=self._salt),
+            plan=Plan(
+                bids_min=request.bids_min,
+                bids_max=request.bids_max,
+                bargain_with=max(1, min(self._shortlist_max, request.bids_max)),
+                rounds=self._rounds,
+                by_rounds=self._by_rounds,
+                **answer_within,
+            ),
+            capability=request.capability,
+            opened_ms=opened_ms,
+            reply_by_ms=request.reply_by_ms,
+            deadline_ms=request.reply_by_ms + BARGAIN_MS,
         )
-        return Talk(strategy_of(self._style, preferences), policy, now_ms)
+
+    def _policy(self) -> Policy:
+        limits: list[Limit] = [
+            PriceLimit(Role.BUYER, self._max_units, clamp=False),
+            DeadlineLimit(self._deliver_within_s),
+            QualityFloor(self._quality_min),
+            AllowedSettlement(("escrow",)),
+            AllowedVerification(self._verifications),
+            ArbiterList(self._arbiters),
+            RoundsMax(),
+        ]
+        return Policy([*limits, SpendLimit(self._left)] if self._left.limited else limits)
+
+    def _hear(self, past: Round, thread: Thread) -> Round:
+        """Return the round with the offer that lies in ``thread``, if it is news."""
+        if self._heard.get(thread.deal) == thread.proposal_id:
+            return past
+        self._heard[thread.deal] = thread.proposal_id
+        terms = thread.agreed_terms
+        self._left.terms[thread.counterparty] = terms
+        try:
+            return past.offered(
+                thread.deal,
+                thread.counterparty,
+                proposal_of(terms),
+                valid_until_ms=thread.valid_until_ms,
+                # Requests close between two ticks: what counts is when the offer came.
+                now_ms=thread.history[-1].at_ms,
+            )
+        except (Refused, ConfigurationError):
+            return past.dropped(thread.deal)
+
+    def _told(self, decisions: list[RoundDecision], *, now_ms: int) -> list[Decision]:
+        """Return a round's decisions as the desk takes them."""
+        out: list[Decision] = []
+        for decision in decisions:
+            match decision:
+                case AcceptOffer(thread, _, agree_by_ms):
+                    out.append(Decision(thread, Verdict.ACCEPT, until_ms=agree_by_ms))
+                case CounterOffer(thread, proposal):
+                    out.append(Decision(thread, Verdict.COUNTER, proposal=proposal))
+                case RejectOffer(thread, reason, _, limit):
+                    unpaid = limit == SpendLimit.__name__
+                    out.append(Decision(thread, Verdict.REJECT, reason=reason, unpaid=unpaid))
+                case Mark(seller, outcome) if self._round is not None:
+                    capability = self._round.capability
+                    self._experience.mark(seller, capability, outcome, now_ms=now_ms)
+                case Wait(until_ms):
+                    self._wake_ms = until_ms
+        return out
+
+
+class _Left:
+    """What a purse has left for the price of a deal, once its bond is set aside as well."""
+
+    def __init__(self, purse: OpenPurse) -> None:
+        self._purse = purse
+        self.now_ms = 0
+        self.terms: dict[AgentId, Terms] = {}
+
+    @property
+    def limited(self) -> bool:
+        return self._purse.limited
+
+    def left_units(self, counterparty: AgentId) -> Mapping[str, int]:
+        """Return the highest price that each limit covers together with its bond."""
+        rooms = self._purse.rooms(counterparty, now_ms=self.now_ms)
+        terms = self.terms.get(counterparty)
+        if terms is None or not terms.price_units:
+            return rooms
+        price, whole = terms.price_units, exposure(terms)
+        # Down, and a counter-offer scales its bond down too: together they stay within.
+        return {name: max(left, 0) * price // whole for name, left in rooms.items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, Protocol, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+from coase.negotiation.scores import Outcome
 from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
 from coase.protocol.messages import (
     BODY_SIZE_MAX_BYTES,
@@ -23,13 +25,19 @@ from coase.protocol.messages import (
 from coase.protocol.session import Thread
 from coase.protocol.states import Role, State
 
+from .experience import Experience, outcome_of
 from .ports import Record
+from .purse import OpenPurse, exposure, spent_in
 from .steps import Notice, Publish, Step
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from collections.abc import Iterable, Mapping
+
+    from coase.negotiation.issues import Proposal
     from coase.protocol.envelope import Message
     from coase.protocol.terms import Terms
+
+    from .desk import Desk
 
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
@@ -50,25 +58,59 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision on the offer that lies in one thread."""
+    """A decision on the offer that lies in one thread.
+
+    A counter-offer says ``proposal``, or else the seller's terms at ``price_units``. ``until_ms``
+    is how long an accept waits. ``unpaid`` says that it was the budget that stood in the way.
+    """
 
     deal: str
     verdict: Verdict
     price_units: int = 0
     deliver_within_s: int = 0
     reason: str = ""
+    proposal: Proposal | None = None
+    until_ms: int = 0
+    unpaid: bool = False
 
 
-class BuyerStrategy(Protocol):
-    """Decides on offers. Its reservation values never leave the process."""
+class BuyerStrategy(ABC):
+    """Decides on the offers of one request. Its reservation values never leave the process."""
 
+    @abstractmethod
     def decide(
         self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
     ) -> list[Decision]:
         """Return decisions on ``offers`` (all in state offered).
 
-        ``closing`` says that no more offers are waited for. At most one accept.
+        ``closing`` says that no more offers are waited for. At most one accept. There is at least
+        one offer, unless the strategy itself asked for another look by ``next_ms``.
         """
+
+    # These tell a strategy what became of its decisions; one that does not care ignores them.
+
+    def undone(self, deal: str) -> None:  # noqa: B027
+        """Take note that what was decided on a thread could not be done."""
+
+    def agreed(self, thread: Thread) -> None:  # noqa: B027
+        """Take note that the seller confirmed our accept."""
+
+    def ended(self, thread: Thread, *, now_ms: int) -> None:  # noqa: B027
+        """Take note that a thread is over."""
+
+    def next_ms(self) -> int | None:
+        """Return when to be asked again if nothing happens before, or None for soon."""
+        return None
+
+
+class DeclineAll(BuyerStrategy):
+    """Takes no offer: what is left of a request whose bargain died with its process."""
+
+    def decide(
+        self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
+    ) -> list[Decision]:
+        """Return a no to each."""
+        return [Decision(thread.deal, Verdict.REJECT) for thread in offers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +170,8 @@ class Ask:
     wire: bytes = b""
     chosen: str = ""
     why: str = ""
-    unpaid: str = ""
-    """Which limit kept us from taking an offer."""
+    unpaid: BudgetExhausted | None = None
+    """Which limit kept us from taking an offer, if one did."""
     outcome: Thread | None = None
     deciding: bool = False
 
@@ -149,7 +191,9 @@ class BuyerDesk:
         self.desk, self.arbiters = desk, arbiters
         self.asks: dict[str, Ask] = {}
         self._live_asks: dict[str, Ask] = {}
-        self.reserve: Purse = OpenPurse()
+        self.reserve = OpenPurse()
+        self.experience = Experience()
+        self._judged: set[str] = set()
 
     def ask(
         self,
@@ -163,12 +207,14 @@ class BuyerDesk:
         """Ask the market. The same ``request_id`` is the same request and is asked once only.
 
         :raises LocalProtocolError: if the task is too large to be sent to whoever wins it
+        :raises BudgetExhausted: if a limit of the purse has nothing left; nothing was asked
         """
         step = Step()
         request_id = request_id or self.desk.chance.take(16).hex()
         known = self.asks.get(request_id)
         if known is not None:
             return known, step
+        self.reserve.check(now_ms=now_ms)
         if len(json.dumps(wish.task, ensure_ascii=False).encode()) > TASK_SIZE_MAX_BYTES:
             raise LocalProtocolError(f"a task has at most {TASK_SIZE_MAX_BYTES} bytes as JSON")
         salt = salt or self.desk.chance.take(32)
@@ -260,7 +306,7 @@ class BuyerDesk:
             return None
         if ask.bids >= ask.wish.bids_max or header.sender in ask.wish.blocked:
             raise Refused("capacity", "no more offers are read for this request")
-        if now_ms > ask.request.reply_by_ms:
+        if now_ms >= ask.request.reply_by_ms:
             raise Refused("expired", "the request no longer takes offers")
         return Thread(
             deal=header.deal,
@@ -285,6 +331,7 @@ class BuyerDesk:
             self._decide(ask, step, now_ms=now_ms)
         elif isinstance(message.body, Agreed):
             ask.state = AskState.BOUND
+            ask.strategy.agreed(thread)
             step.effects.append(Notice("agreed", thread.deal, thread))
             self._turn_away(ask, step, now_ms=now_ms)
 
@@ -308,38 +355,59 @@ class BuyerDesk:
             ask.deciding = False
 
     def _weigh(self, ask: Ask, step: Step, *, now_ms: int) -> None:
-        live = self._live(ask)
-        offers = [thread for thread in live if thread.state is State.OFFERED]
         closing = now_ms >= ask.closes_ms or ask.bids >= ask.wish.bids_max
-        if offers:
+        again = True
+        while again and ask.state is AskState.OPEN:
+            offers = self._open_offers(ask)
+            if not offers and ask.strategy.next_ms() is None:
+                break
             decisions = ask.strategy.decide(
                 offers, closing=closing, opened_ms=ask.opened_ms, now_ms=now_ms
             )
-            for decision in decisions:
-                self._try(ask, decision, step, now_ms=now_ms)
+            done = [self._try(ask, decision, step, now_ms=now_ms) for decision in decisions]
+            # What could not be done makes room for the next best, as long as there is one.
+            again = not all(done) and len(self._open_offers(ask)) < len(offers)
         if closing and ask.state is AskState.OPEN and not self._live(ask):
             why = "no offer was acceptable" if ask.bids else "nobody made an offer"
-            self._end(ask, ask.unpaid or why, step)
+            self._end(ask, str(ask.unpaid) if ask.unpaid else why, step)
 
-    def _try(self, ask: Ask, decision: Decision, step: Step, *, now_ms: int) -> None:
+    def _open_offers(self, ask: Ask) -> list[Thread]:
+        return [thread for thread in self._live(ask) if thread.state is State.OFFERED]
+
+    def _try(self, ask: Ask, decision: Decision, step: Step, *, now_ms: int) -> bool:
+        """Do what was decided; return False if it could not be done."""
         thread = self.desk.threads.get(decision.deal)
-        if thread is None or thread.state is not State.OFFERED:
-            return  # It lapsed, or was taken back, while we thought.
+        if thread is None or thread.state not in (State.OFFERED, State.COUNTERED):
+            return True  # It lapsed, or was taken back, while we thought.
         if ask.state is not AskState.OPEN and decision.verdict is not Verdict.REJECT:
-            return  # One was accepted already.
+            return True  # One was accepted already.
+        if decision.unpaid:
+            self._unpaid(ask, thread, now_ms=now_ms)
         try:
             self._act(ask, thread, decision, step, now_ms=now_ms)
+            return True
         except BudgetExhausted as error:
-            ask.unpaid = str(error)
+            ask.unpaid = error
+            ask.strategy.undone(thread.deal)
             step.effects.append(Notice("budget_exhausted", thread.deal, thread, str(error)))
             self._reject(thread, "not this time", step, now_ms=now_ms)
         except LocalProtocolError as error:
             # A strategy may propose what the rules forbid; that must not stop the desk.
+            ask.strategy.undone(thread.deal)
             step.effects.append(Notice("bad_decision", thread.deal, thread, str(error)))
+        return False
+
+    def _unpaid(self, ask: Ask, thread: Thread, *, now_ms: int) -> None:
+        """Remember which limit does not cover the offer in ``thread``."""
+        units = exposure(thread.agreed_terms)
+        short = self.reserve.shortfall(units, thread.counterparty, now_ms=now_ms)
+        ask.unpaid = short or ask.unpaid
 
     def _reject(self, thread: Thread, reason: str, step: Step, *, now_ms: int) -> None:
-        body: dict[str, object] = {"proposal": thread.proposal_id, "reason": reason}
-        self.desk.say(thread.deal, "reject", body, step, now_ms=now_ms, re=thread.proposal_id)
+        kind, body = "withdraw", {"reason": reason}
+        if thread.state is State.OFFERED:
+            kind, body = "reject", {"proposal": thread.proposal_id, "reason": reason}
+        self.desk.say(thread.deal, kind, dict(body), step, now_ms=now_ms, re=thread.proposal_id)
         self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
 
     def _act(
@@ -359,12 +427,16 @@ class BuyerDesk:
                     thread.deal, "counter", body, step, now_ms=now_ms, re=thread.proposal_id
                 )
             case Verdict.ACCEPT:
-                self._accept(ask, thread, step, now_ms=now_ms)
+                agree_by_ms = decision.until_ms or now_ms + AGREE_WITHIN_MS
+                self._accept(ask, thread, agree_by_ms, step, now_ms=now_ms)
+            case Verdict.WAIT:
+                return
 
-    def _accept(self, ask: Ask, thread: Thread, step: Step, *, now_ms: int) -> None:
+    def _accept(
+        self, ask: Ask, thread: Thread, agree_by_ms: int, step: Step, *, now_ms: int
+    ) -> None:
         units = exposure(thread.agreed_terms)
         self.reserve.reserve(thread.deal, units, thread.counterparty, now_ms=now_ms)
-        agree_by_ms = now_ms + AGREE_WITHIN_MS
         digest = thread.agreed_terms.digest(self.desk.domain)
         body: dict[str, object] = {
             "offer": thread.proposal_id,
@@ -382,7 +454,7 @@ class BuyerDesk:
                 until_ms=agree_by_ms,
             )
         except LocalProtocolError:
-            self.reserve.release(thread.deal)
+            self.reserve.release(thread.deal, now_ms=now_ms)
             raise
         ask.state, ask.chosen = AskState.ACCEPTING, thread.deal
 
@@ -416,6 +488,8 @@ class BuyerDesk:
             if now_ms >= max(ask.closes_ms, ask.closing_ms):
                 ask.closing_ms = now_ms + CLOSING_PAUSE_MS
                 self._decide(ask, step, now_ms=now_ms)
+                # Whatever else happens is told to the strategy; only the clock is not.
+                ask.closing_ms = max(ask.strategy.next_ms() or 0, ask.closing_ms)
 
     def next_ms(self) -> int | None:
         """Return when the next repetition or closing is due."""
@@ -429,12 +503,31 @@ class BuyerDesk:
                         times.append(again_ms)
         return min(times, default=None)
 
+    def opening(self, thread: Thread, *, now_ms: int) -> None:
+        """Let the money of a deal go into the escrow.
+
+        :raises BudgetExhausted: if the purse did not set it aside; then it must not be locked
+        """
+        self.reserve.lock(thread.deal, now_ms=now_ms)
+
+    def judged(self, thread: Thread, *, now_ms: int) -> None:
+        """Remember a result, good or bad, of a seller."""
+        outcome = Outcome.DELIVERED if thread.verdict == "good" else Outcome.UNDELIVERED
+        self._judged.add(thread.deal)
+        self._mark(thread, outcome, now_ms=now_ms)
+
+    def _mark(self, thread: Thread, outcome: Outcome, *, now_ms: int) -> None:
+        capability = thread.request.capability
+        self.experience.mark(thread.counterparty, capability, outcome, now_ms=now_ms)
+
     def ended(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         """Go on with the next best offer if the chosen one came to nothing."""
-        self.reserve.release(thread.deal)
+        self.reserve.spend(thread.deal, spent_in(thread), now_ms=now_ms)
+        self._learn(thread, now_ms=now_ms)
         ask = self.asks.get(thread.request_id)
         if ask is None or ask.state is AskState.ENDED:
             return
+        ask.strategy.ended(thread, now_ms=now_ms)
         if thread.deal == ask.chosen:
             if thread.state is State.LAPSED and ask.state is AskState.ACCEPTING:
                 ask.state, ask.chosen = AskState.OPEN, ""
@@ -444,6 +537,16 @@ class BuyerDesk:
             self._end(ask, thread.why, step)
         elif ask.state is AskState.OPEN:
             self._decide(ask, step, now_ms=now_ms)
+
+    def _learn(self, thread: Thread, *, now_ms: int) -> None:
+        """Remember how a deal ended; how an accept ended is the strategy's to tell."""
+        judged = thread.deal in self._judged
+        self._judged.discard(thread.deal)
+        outcome = outcome_of(thread)
+        if outcome is None or outcome in (Outcome.SILENT, Outcome.DECLINED):
+            return
+        if not judged or outcome is Outcome.DISPUTE_LOST:
+            self._mark(thread, outcome, now_ms=now_ms)
 
     def _end(self, ask: Ask, why: str, step: Step) -> None:
         ask.state, ask.why = AskState.ENDED, why
@@ -471,11 +574,21 @@ class BuyerDesk:
         ask.sent = len(REQUEST_REPEATS_MS)  # Bidders of the first life are gone.
         self._keep(ask)
 
-    def replayed(self) -> None:
-        """Find out, after the whole journal was folded, where each request stands."""
+    def replayed(self, summaries: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Find out, after the whole journal was folded, where each request and the purse stand.
+
+        ``summaries`` are those of the deals that are over.
+        """
+        rows = list(summaries)
+        self.experience.recall(rows)
+        self.reserve.recall(self.desk.threads.values(), rows)
         for thread in self.desk.threads.values():
+            if thread.side is not Role.BUYER:
+                continue
+            if thread.verdict:
+                self.judged(thread, now_ms=thread.history[-1].at_ms)
             ask = self.asks.get(thread.request_id)
-            if ask is None or thread.side is not Role.BUYER:
+            if ask is None:
                 continue
             ask.offers.append(thread.deal)
             ask.bids += 1
@@ -483,51 +596,31 @@ class BuyerDesk:
                 ask.chosen = thread.deal
                 accepting = thread.state is State.ACCEPTED
                 ask.state = AskState.ACCEPTING if accepting else AskState.BOUND
-                units = exposure(thread.agreed_terms)
-                self.reserve.reserve(
-                    thread.deal, units, thread.counterparty, now_ms=thread.opened_ms
-                )
-
-
-class Purse(Protocol):
-    """What a buyer may spend. Reserving is in two phases: reserve, then release or spend."""
-
-    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
-        """Set ``units`` aside for ``deal``; the same deal again changes nothing.
-
-        :raises BudgetExhausted: if a limit is reached; nothing was set aside
-        """
-
-    def release(self, deal: str) -> None:
-        """Give back what was set aside; what the chain took is counted there."""
-
-
-class OpenPurse:
-    """A purse without limits of its own."""
-
-    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
-        """Set nothing aside."""
-
-    def release(self, deal: str) -> None:
-        """Give nothing back."""
-
-
-def exposure(terms: Terms) -> int:
-    """Return the most that a deal can take from its buyer: the price, and the bond of a dispute."""
-    return terms.price_units + terms.bond_units
 
 
 def counter_terms(terms: Terms, decision: Decision) -> Terms:
     """Return the buyer's counter-proposal: the seller's terms with what the decision changes."""
-    price = decision.price_units
+    price, deliver_within_s = decision.price_units, decision.deliver_within_s
+    work, arbiter = terms.work, terms.arbiter
+    if (proposal := decision.proposal) is not None:
+        price, deliver_within_s = proposal.price_units, proposal.deliver_within_s
+        arbiter = proposal.arbiter
+        work = replace(
+            work,
+            quality=proposal.quality,
+            verification=proposal.verification,
+            settlement=proposal.settlement,
+            input_price_units=proposal.input_price_units,
+            cached_input_price_units=proposal.cached_input_price_units,
+            output_price_units=proposal.output_price_units,
+            second_price_units=proposal.second_price_units,
+        )
     scaled = terms.bond_units * price // terms.price_units if terms.price_units else 0
-    deliver_by_s = (
-        terms.lock_by_s + decision.deliver_within_s
-        if decision.deliver_within_s
-        else terms.deliver_by_s
-    )
+    deliver_by_s = terms.lock_by_s + deliver_within_s if deliver_within_s else terms.deliver_by_s
     return replace(
         terms,
+        work=work,
+        arbiter=arbiter,
         price_units=price,
         bond_units=min(scaled, price),
         default_to_seller_units=price // 2,

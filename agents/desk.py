@@ -12,9 +12,11 @@ import heapq
 import json
 from typing import TYPE_CHECKING, Final
 
+from coase.protocol.effects import Open
 from coase.protocol.envelope import Message, check_times, open_body, parse_body, read_header
 from coase.protocol.errors import (
     BadSignature,
+    BudgetExhausted,
     LocalProtocolError,
     MalformedEnvelope,
     Refused,
@@ -635,6 +637,8 @@ class Desk(Memory):
             return step
         self._put(judge(thread, verdict))
         self._record_data(step, thread, "judged", verdict.encode(), now_ms=now_ms)
+        if self.buyer is not None:
+            self.buyer.judged(self.threads[deal], now_ms=now_ms)
         step.wait = True
         if verdict != "good":
             step.effects.append(Notice("bad_result", deal, self.threads[deal], verdict))
@@ -670,6 +674,8 @@ class Desk(Memory):
         if self._retry.get(effect_id, 0) > now_ms:
             return False
         self._retry[effect_id] = NEVER_MS
+        if isinstance(duty.call, Open) and not self._may_open(thread, step, now_ms=now_ms):
+            return False
         if duty.call is not None:
             step.wait = True
             step.effects.append(OnChain(effect_id, thread.deal, duty.call))
@@ -685,6 +691,16 @@ class Desk(Memory):
             case "say:evidence":
                 step.effects.append(Notice("evidence", thread.deal, thread))
         return False
+
+    def _may_open(self, thread: Thread, step: Step, *, now_ms: int) -> bool:
+        try:
+            if self.buyer is not None:
+                self.buyer.opening(thread, now_ms=now_ms)
+        except BudgetExhausted as error:
+            # Silence has an outcome for it: the agreement lapses, and nothing was locked.
+            step.effects.append(Notice("budget_exhausted", thread.deal, thread, str(error)))
+            return False
+        return True
 
     def _perform_say(self, thread: Thread, duty: str, step: Step, *, now_ms: int) -> bool:
         try:

@@ -136,3 +136,12 @@ class Buyer(Half, Protocol):
 
     def send_task(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         """Send the task of a locked deal to the seller who won it."""
+
+    def opening(self, thread: Thread, *, now_ms: int) -> None:
+        """Let the money of a deal go into the escrow.
+
+        :raises BudgetExhausted: if it was not set aside; then it is not locked
+        """
+
+    def judged(self, thread: Thread, *, now_ms: int) -> None:
+        """Take note of our finding on a result."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.buyer import Ask, BuyerDesk, Decision, Purse, Verdict, Wish
+from coase.agents.buyer import Ask, BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
 from coase.agents.seller import Quote, SellerDesk, Ware
@@ -19,6 +19,7 @@ from coase.protocol.types import Asset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coase.agents.purse import OpenPurse
     from coase.protocol.messages import Request
     from coase.protocol.session import Thread
 
@@ -42,7 +43,7 @@ class Fixed:
         return Quote(thread.agreed_terms.price_units, 30)
 
 
-class Cheapest:
+class Cheapest(BuyerStrategy):
     """Counters the cheapest as often as it is told, then takes it."""
 
     def __init__(self, counters: int = 0) -> None:
@@ -102,7 +103,7 @@ class Market:
         return seat
 
     def restart(
-        self, seat: Seat, *, records: list[Record] | None = None, purse: Purse | None = None
+        self, seat: Seat, *, records: list[Record] | None = None, purse: OpenPurse | None = None
     ) -> Seat:
         """Return the same agent, born again from its journal."""
         kept = seat.records if records is None else records

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from coase.agents.buyer import AGREE_WITHIN_MS, AskState, BuyerDesk, Decision, Verdict, exposure
+from coase.agents.buyer import (
+    AGREE_WITHIN_MS,
+    AskState,
+    BuyerDesk,
+    BuyerStrategy,
+    Decision,
+    Verdict,
+)
+from coase.agents.purse import OpenPurse, exposure
 from coase.agents.seller import OFFER_VALID_MS, SellerDesk, Ware
 from coase.agents.steps import OnChain, Transmit
 from coase.protocol.effects import Submit
@@ -442,7 +450,7 @@ def test_who_is_no_arbiter_says_so() -> None:
 # ---- what the owner's code may do wrong --------------------------------------------------------
 
 
-class Says:
+class Says(BuyerStrategy):
     """A strategy that decides what it is told to."""
 
     def __init__(self, *decisions: tuple[Verdict, int]) -> None:
@@ -504,7 +512,7 @@ def test_only_one_offer_is_accepted_whatever_the_strategy_says() -> None:
     assert len(accepts) == 1
 
 
-class EmptyPurse:
+class EmptyPurse(OpenPurse):
     """Refuses everything, and remembers what it was asked for."""
 
     def __init__(self) -> None:
@@ -514,11 +522,11 @@ class EmptyPurse:
         self.asked.append(units)
         raise BudgetExhausted(limit="day", asked_units=units, left_units=0)
 
-    def release(self, deal: str) -> None:
+    def release(self, deal: str, *, now_ms: int) -> None:
         raise AssertionError("nothing was reserved")
 
 
-class Ledger:
+class Ledger(OpenPurse):
     """Remembers what is set aside."""
 
     def __init__(self) -> None:
@@ -529,7 +537,7 @@ class Ledger:
         self.aside[deal] = units
         self.most = max(self.most, sum(self.aside.values()))
 
-    def release(self, deal: str) -> None:
+    def release(self, deal: str, *, now_ms: int) -> None:
         self.aside.pop(deal, None)
 
 
@@ -562,7 +570,7 @@ def test_what_a_deal_may_cost_is_its_price_and_its_bond() -> None:
 def test_an_exhausted_budget_ends_the_request_and_says_which_limit() -> None:
     market = Market()
     market.buying.reserve = purse = EmptyPurse()
-    market.buying.reserve.release = lambda deal: None  # type: ignore[method-assign]
+    market.buying.reserve.release = lambda deal, *, now_ms: None  # type: ignore[method-assign]
     ask = market.ask()
     market.until(lambda: ask.state is AskState.ENDED)
     assert "the limit 'day' has 0 units left" in ask.why

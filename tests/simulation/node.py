@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.buyer import BuyerDesk, Decision, Verdict, Wish
+from coase.agents.buyer import BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
+from coase.agents.purse import OpenPurse
 from coase.agents.seller import Quote, SellerDesk, Ware, Windows
 from coase.agents.steps import DoCheck, DoWork, Notice, OnChain, Publish, Step, Transmit
 from coase.protocol.effects import Answer, Dispute, Open
@@ -73,7 +74,7 @@ class Store:
         return [record for _, record in rows]
 
 
-class Purse:
+class Purse(OpenPurse):
     """A spending limit that counts what is reserved, and what the chain took for deals gone by."""
 
     def __init__(self, node: Node) -> None:
@@ -98,12 +99,12 @@ class Purse:
             raise BudgetExhausted(limit="all", asked_units=units, left_units=left)
         self.reserved[deal] = units
 
-    def release(self, deal: str) -> None:
+    def release(self, deal: str, *, now_ms: int) -> None:
         """Give back what was set aside."""
         self.reserved.pop(deal, None)
 
 
-class Haggler:
+class Haggler(BuyerStrategy):
     """Bargains a round or two with the cheapest, then takes it; sometimes it just takes one."""
 
     def __init__(self, node: Node) -> None:
