@@ -102,7 +102,7 @@ def load_network(path: Path | None = None) -> Network:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(
-            f"the network file {path} is not valid: {where}: {first['msg']};"
+            f"the network file {path} is not valid: {where or 'document'}: {first['msg']};"
             " remove it and start a network with: coase up"
         ) from None
     _require_private(path, network, stat.st_mode)

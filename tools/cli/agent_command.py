@@ -314,18 +314,23 @@ class _Log:
         if thread.side == "buyer":
             say(f"{name}: {thread.state}, paid {self._money(paid)} to {other}")
             return
-        how = thread.view.how.name.lower().replace("_", " ")
         if not paid:
-            say(f"{name}: {thread.state}, nothing earned from {other} ({how})", style="yellow")
+            how = thread.view.how.name.lower().replace("_", " ")
+            why = thread.why or how
+            say(f"{name}: {thread.state}, nothing earned from {other} ({why})", style="yellow")
             return
         self._earned[who] += paid
         self._deals[who] += 1
-        total = f"{self._money(self._earned[who])} {self._asset.symbol}"
+        total = self._total(who)
         say(
-            f"{name}: earned {self._money(paid)} from {other};"
-            f" {total} with {self._deals[who]} deals since the start",
+            f"{name}: earned {self._money(paid)} from {other}; since the start {total}",
             style="green",
         )
+
+    def _total(self, who: str) -> str:
+        count = self._deals[who]
+        deals = "1 deal" if count == 1 else f"{count} deals"
+        return f"{self._money(self._earned[who])} {self._asset.symbol} with {deals}"
 
     def tell_open(self, what: str) -> int:
         """Say which deals are open; return how many."""
@@ -348,5 +353,4 @@ class _Log:
         if self.tell_open("still open:"):
             say("the same command goes on with them; do so before their deadlines")
         for who, name in self._names.items():
-            earned = f"{self._money(self._earned[who])} {self._asset.symbol}"
-            say(f"{name} stopped; earned {earned} with {self._deals[who]} deals")
+            say(f"{name} stopped; earned {self._total(who)}")

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
@@ -20,10 +21,12 @@ from rich.console import Console
 
 from coase.protocol.errors import (
     BudgetExhausted,
+    ChainUnavailable,
     CoaseError,
     ConfigurationError,
     DealFailed,
     JournalFailed,
+    TransportUnavailable,
     WorldError,
 )
 
@@ -181,13 +184,28 @@ def fail(error: BaseException) -> NoReturn:
     if isinstance(error, typer.Exit):
         raise error
     code = EXIT_UNAVAILABLE if isinstance(error, OSError) else exit_code(error)
-    err.print(f"[bold red]coase:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+    # Where no deal came about, it is no news that one ended.
+    text = error.why if isinstance(error, DealFailed) and not error.deal_id else str(error)
+    if isinstance(error, ChainUnavailable | TransportUnavailable):
+        text = _ended_network() or text
+    err.print(f"[bold red]coase:[/] {_plain(text)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
 def raise_user(text: str) -> NoReturn:
     """End the command with a line for its user and the exit code for user's mistakes."""
     fail(ConfigurationError(text))
+
+
+def _ended_network() -> str:
+    """Return what to do if our own network does not run any more, else nothing."""
+    from .up_command import SCRATCH, alive, known_network
+
+    network = known_network()
+    if network is None or not network.pid or alive(network.pid):
+        return ""
+    keep = "" if Path(network.state).name.startswith(SCRATCH) else f" --state {network.state}"
+    return f"the network has ended (process {network.pid}); start it again with: coase up{keep}"
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 INPUT_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
 PROMPT_SIZE_MAX_CHARS: Final = 200_000  # What the schema of inference takes.
+_CAPABILITY: Final = re.compile(r"[a-z][a-z0-9-]{0,40}\Z")
 
 MaxPrice = Annotated[
     str, typer.Option("--max-price", help="The most that you pay, in tokens, such as 0.01.")
@@ -84,6 +86,11 @@ def hire(
 
     Example: [b]coase hire summarise --input notes.txt --max-price 0.05[/b]
     """
+    if not _CAPABILITY.match(capability):
+        raise_user(
+            f"{capability!r} is no capability: lower-case letters, digits and hyphens, such as"
+            " summarise; see what is on sale with: coase status"
+        )
     text = _read_stdin() if input_ == "-" else _read_file(input_)
     if not text.strip():
         raise_user(f"{'standard input' if input_ == '-' else input_} is empty: there is no task")

@@ -122,9 +122,45 @@ async def buy_once(
         if bought is not None:
             return bought
         say("that purchase came to nothing; buying anew")
-    return await agent.buy(
-        capability, task, schemas=schemas, max_price=max_price, tries=TRIES, **wish
+    affordable = await _affordable(node, agent, max_price)
+    failure: DealFailed | None = None
+    blocked: set[str] = set()
+    for _ in range(TRIES):
+        try:
+            return await agent.buy(
+                capability, task, schemas=schemas, max_price=affordable, blocked=blocked, **wish
+            )
+        except DealFailed as error:
+            if not error.deal_id:
+                raise failure or error from None
+            failure = error
+            blocked.add(_seller_of(agent, error.deal_id))
+            say(f"that deal failed ({error.state}: {error.why}); asking others")
+    assert failure is not None
+    raise failure
+
+
+async def _affordable(node: Node, agent: Agent, max_price: str) -> str:
+    """Return the most to pay: what the user names, or what there is if that is less."""
+    asset = node.settlement.asset
+    held = await node.settlement.balance(agent.address)
+    if asset.money(max_price).units <= held:
+        return max_price
+    text = units_to_text(held, asset.decimals)
+    say(
+        f"{agent.address} holds {text} {asset.symbol}, less than --max-price {max_price}: dearer"
+        " offers are not taken",
+        style="yellow",
     )
+    return text
+
+
+def _seller_of(agent: Agent, deal: str) -> str:
+    for ask in agent.buying.asks.values() if agent.buying is not None else ():
+        if ask.outcome is not None and ask.outcome.deal == deal:
+            return ask.outcome.counterparty
+    thread = agent.seat.desk.threads.get(deal) if agent.seat is not None else None
+    return thread.counterparty if thread is not None else ""
 
 
 def _same(agent: Agent, capability: str, task: str) -> Ask | None:

@@ -60,14 +60,13 @@ def up(
 def require_free_place() -> None:
     """Return if no network of this user runs already; put away what a killed one left.
 
-    :raises ConfigurationError: if one runs
+    :raises ConfigurationError: if one runs, or the network file is not one of ours
     """
     from coase.agents.config import load_network, network_path
 
-    try:
-        known = load_network()
-    except ConfigurationError:
+    if not network_path().exists():
         return
+    known = load_network()
     if not known.pid:
         raise ConfigurationError(
             f"{network_path()} describes a network that coase up did not start: move it away, or"
@@ -81,6 +80,16 @@ def require_free_place() -> None:
     left = Path(known.state)
     if left.name.startswith(SCRATCH) and left.parent == Path(tempfile.gettempdir()):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def known_network() -> Network | None:
+    """Return the network that the network file describes, or None if it does not."""
+    from coase.agents.config import load_network
+
+    try:
+        return load_network()
+    except ConfigurationError:
+        return None
 
 
 def alive(pid: int) -> bool:
