@@ -130,7 +130,7 @@ class Agent:
         self.bargain_class: type[SellerBargain] = SellerBargain
         """How it quotes and bargains; a subclass may choose its buyers."""
         self._compute = compute
-        self._waits: dict[str, _Wait] = {}
+        self._waits: dict[str, list[_Wait]] = {}
         self._faults: dict[str, Callable[[str], str | None]] = {}
 
     # ---- selling -------------------------------------------------------------------------------
@@ -375,7 +375,9 @@ class Agent:
         now_ms = node.runtime.now_ms()
         if not request_id:
             request_id = buying.desk.chance.take(16).hex()
-        wait = self._waits[request_id] = _Wait()
+        wait = _Wait()
+        # Several may wait for one purchase: who calls again with the same key joins in.
+        self._waits.setdefault(request_id, []).append(wait)
         if fault is not None:
             self._faults[request_id] = fault
         try:
@@ -388,8 +390,11 @@ class Agent:
                 wait.resume(buying.desk.threads.get(ask.chosen))
             await wait.done.wait()
         finally:
-            self._waits.pop(request_id, None)
-            self._faults.pop(request_id, None)
+            waits = self._waits[request_id]
+            waits.remove(wait)
+            if not waits:
+                del self._waits[request_id]
+                self._faults.pop(request_id, None)
         thread = wait.thread
         if thread is None or thread.verdict != "good" or thread.result is None:
             raise DealFailed(
@@ -480,18 +485,14 @@ class Agent:
             return
         thread = notice.thread
         if notice.kind == "request_ended":
-            wait = self._waits.get(notice.deal)
-            if wait is not None:
+            for wait in self._waits.get(notice.deal, ()):
                 wait.thread = wait.thread or thread
                 wait.why = notice.detail
                 wait.done.set()
-            return
-        wait = self._waits.get(thread.request_id) if thread is not None else None
-        if wait is None or thread is None:
-            return
-        if notice.kind in ("said:settle", "bad_result"):
-            wait.thread, wait.why = thread, notice.detail
-            wait.done.set()
+        elif thread is not None and notice.kind in ("said:settle", "bad_result"):
+            for wait in self._waits.get(thread.request_id, ()):
+                wait.thread, wait.why = thread, notice.detail
+                wait.done.set()
 
     # ---- running -------------------------------------------------------------------------------
 
@@ -514,9 +515,9 @@ class Agent:
 
     def run(self) -> None:
         """Join the network that ``coase up`` runs, and work until interrupted."""
-        from .node import run_agents  # Late: an agent that is only declared needs no runtime.
+        from .node import run_process  # Late: an agent that is only declared needs no runtime.
 
-        anyio.run(run_agents, [self])
+        run_process([self])
 
     def _seller_of(self, deal: str) -> str:
         for ask in self._buying().asks.values():

@@ -99,7 +99,14 @@ class Arbiter:
             return
         job_id = terms.digest(self.settlement.domain)
         if job_id not in self.cases and len(self.cases) >= CASES_MAX:
-            return
+            # Anybody can make up terms and show evidence of them: what is on chain stays.
+            idle = next(
+                (known for known, old in self.cases.items() if old.ruled or not old.answered_s),
+                None,
+            )
+            if idle is None:
+                return
+            del self.cases[idle]
         case = self.cases.setdefault(job_id, Case(job_id))
         case.evidence[message.sender] = evidence
 

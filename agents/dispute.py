@@ -17,6 +17,8 @@ from coase.protocol.messages import (
 )
 from coase.protocol.session import Thread, limit_s
 
+from .supervisor import attempt
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -95,7 +97,11 @@ class Advocate:
         seat = self._agent.seat
         if notice.kind == "evidence" and notice.thread is not None and seat is not None:
             if agent == seat.desk.me:
-                start(self.show, notice.thread)
+                start(self._try_to_show, notice.thread)
+
+    async def _try_to_show(self, thread: Thread) -> None:
+        """Show what can be shown; what cannot must not stop the node and its other deals."""
+        await attempt(lambda: self.show(thread), name="showing evidence")
 
     async def show(self, thread: Thread) -> None:
         """Show what we have to the arbiter of ``thread`` until it has taken it, or ruled."""

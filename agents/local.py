@@ -47,6 +47,18 @@ async def local_market(
     broker = EmbeddedBroker(net=net, port=nats_port, state_dir=state / BROKER_DIRECTORY)
     with (state / "chain.log").open("ab") as chain_log:
         chain: DevChain | None = None
+
+        async def keep_chain() -> None:
+            """Start the chain again, on the same port and from the same blocks, when it dies."""
+            nonlocal chain
+            while chain is not None:
+                code = await chain.process.wait()
+                log.warning("the chain ended with %s and is started again", code)
+                port = int(chain.rpc.rpartition(":")[2].strip("/"))
+                chain = await start_devchain(
+                    state=state / CHAIN_DIRECTORY, port=port, log=chain_log
+                )
+
         try:
             await broker.start()
             chain = await start_devchain(
@@ -69,6 +81,8 @@ async def local_market(
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(supervise, "broker", lambda: _keep_broker(broker))
+                if keep:
+                    group.start_soon(supervise, "chain", keep_chain)
                 try:
                     yield network
                 finally:

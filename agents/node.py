@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
+import sys
+import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from coase.protocol.errors import ConfigurationError
+from coase.protocol.errors import CoaseError, ConfigurationError, JournalFailed, WorldError
 
 from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
@@ -39,7 +42,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXIT_USER: Final = 2
+EXIT_UNAVAILABLE: Final = 69
 EXIT_JOURNAL: Final = 70
+"""A service manager that starts the process again does the right thing."""
+CLOSE_WAIT_MAX_S: Final = 5.0  # Who ends says goodbye, but not for ever.
 DISCOVER_WAIT_S: Final = 0.8
 
 
@@ -73,8 +80,16 @@ class Node:
         self.agents: list[Agent] = []
 
     async def add(self, agent: Agent, *, identity: Identity | None = None) -> Agent:
-        """Give ``agent`` its key and its place; from now on it is found and can buy."""
+        """Give ``agent`` its key and its place; from now on it is found and can buy.
+
+        :raises ConfigurationError: if another agent of this node has that key
+        """
         identity = identity or self.seed.derive(agent.name)
+        if identity.address in self.runtime.seats:
+            raise ConfigurationError(
+                f"this node has an agent with the key of {agent.name!r} already: give each agent a"
+                " name of its own"
+            )
         desk = Desk(
             Codec(identity, net=self.network.net),
             self._chance(agent.name),
@@ -198,9 +213,11 @@ async def open_node(
                     async with running(node):
                         yield node
                 finally:
-                    await settlement.close()
+                    with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):
+                        await settlement.close()
             finally:
-                await transport.close()
+                with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):
+                    await transport.close()
         finally:
             with anyio.CancelScope(shield=True):
                 await journal.close()
@@ -244,12 +261,52 @@ async def joined(
 
 
 async def run_agents(agents: Sequence[Agent]) -> None:
-    """Join the network with ``agents`` and work until cancelled."""
+    """Join the network with ``agents`` and work until told to stop, by SIGINT or SIGTERM."""
     from .compute.find import open_compute
 
-    compute = await open_compute("auto")
+    async with anyio.create_task_group() as group:
+        if threading.current_thread() is threading.main_thread():  # No other hears signals.
+            group.start_soon(_until_told, group.cancel_scope)
+        compute = await open_compute("auto")
+        try:
+            async with joined(*agents, compute=compute):
+                await anyio.sleep_forever()
+        finally:
+            with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):
+                await compute.close()
+
+
+async def _until_told(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+def run_process(agents: Sequence[Agent]) -> None:
+    """Be the process of ``agents``: run them until told to stop.
+
+    What makes it impossible is said in one line, and by the exit code: 70 for a disk that refuses
+    the journal, 69 for a broker or a chain that is away, 2 for what its user can mend.
+    """
     try:
-        async with joined(*agents, compute=compute):
-            await anyio.sleep_forever()
-    finally:
-        await compute.close()
+        anyio.run(run_agents, agents)
+    except (CoaseError, BaseExceptionGroup) as error:
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if not isinstance(cause, CoaseError):
+            raise
+        sys.stderr.write(f"coase: {cause}\n")
+        raise SystemExit(_exit_code(cause)) from None
+
+
+def _exit_code(error: CoaseError) -> int:
+    match error:
+        case JournalFailed():
+            return EXIT_JOURNAL
+        case ConfigurationError():
+            return EXIT_USER
+        case WorldError():
+            return EXIT_UNAVAILABLE
+    return 1

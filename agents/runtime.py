@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -20,14 +21,13 @@ from coase.protocol.errors import (
     CallReverted,
     ChainUnavailable,
     CoaseError,
-    LocalError,
     LocalProtocolError,
 )
 from coase.protocol.session import Thread
-from coase.protocol.types import AgentId, Head, JobView
+from coase.protocol.types import AgentId, Head
 
 from .steps import DoCheck, DoWork, Effect, Notice, OnChain, Publish, Step, Transmit
-from .supervisor import attempt, supervise
+from .supervisor import attempt, supervise, tell
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -106,9 +106,9 @@ class Runtime:
         self._to_send = anyio.Event()
         self._waiting: deque[tuple[int, Seat, list[Effect]]] = deque()
         self._held: dict[str, int] = {}
+        self._unwatched = 0
+        """The newest group that no effect waits for; if it fails, the node ends all the same."""
         self._to_commit = anyio.Event()
-        self._views: dict[bytes, JobView] = {}
-        self._fatal: BaseException | None = None
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -180,6 +180,9 @@ class Runtime:
             self._waiting.append((group, seat, effects))
             self._to_commit.set()
         else:
+            if group:
+                self._unwatched = group
+                self._to_commit.set()
             self._perform_all(seat, effects)
         self._wake.set()
 
@@ -210,6 +213,10 @@ class Runtime:
                     if not self._held[deal]:
                         del self._held[deal]
                 self._perform_all(seat, effects)
+            if self._unwatched:
+                group, self._unwatched = self._unwatched, 0
+                await self.journal.durable(group)
+                continue
             self._to_commit = anyio.Event()
             await self._to_commit.wait()
 
@@ -234,7 +241,8 @@ class Runtime:
 
     def _notify(self, agent: AgentId, notice: Notice) -> None:
         for observer in list(self.observers):
-            observer(agent, notice)
+            # Others wait for what comes after it, so that a listener may not break this off.
+            tell(partial(observer, agent, notice), name="an observer")
 
     async def _send_loop(self) -> None:
         while True:
@@ -260,17 +268,18 @@ class Runtime:
 
     async def _call(self, seat: Seat, effect: OnChain) -> None:
         error, retry_ms = "", CALL_REPEAT_MS
-        try:
-            await self.settlement.perform(effect.effect_id, effect.call, seat.identity)
-        except CallReverted as reverted:
-            # The world may have moved on: the next look tells what is owed now, if anything.
-            error, retry_ms = f"the escrow refused: {reverted}", CHAIN_RETRY_MS
-        except ChainUnavailable as gone:
-            error, retry_ms = str(gone), CHAIN_RETRY_MS
-        except LocalError as ours:
-            error = f"not sent: {ours}"
-        if error:
-            log.info("%s: %s", effect.effect_id, error)
+        made = await attempt(
+            lambda: self.settlement.perform(effect.effect_id, effect.call, seat.identity),
+            name=effect.effect_id,
+        )
+        match made:
+            case CallReverted():
+                # The world may have moved on: the next look tells what is owed now, if anything.
+                error, retry_ms = f"the escrow refused: {made}", CHAIN_RETRY_MS
+            case ChainUnavailable():
+                error, retry_ms = str(made), CHAIN_RETRY_MS
+            case Exception():
+                error = f"not sent: {made}"
         now_ms = self.now_ms()
         self.apply(
             seat,
@@ -287,21 +296,27 @@ class Runtime:
         done: Done | Exception = TimeoutError("the time to deliver has passed")
         with anyio.move_on_after(max(limit_s, 0)):
             done = await attempt(lambda: worker(thread), name=f"{seat.name}'s handler")
+        self.apply(seat, self._delivery(seat, deal, done))
+
+    def _delivery(self, seat: Seat, deal: str, done: Done | Exception) -> Step:
+        """Return the step that delivers what a handler made, or declines the deal."""
         now_ms = self.now_ms()
         if isinstance(done, Done):
-            salt = seat.desk.chance.take(32)
-            step = seat.desk.work_done(
-                deal,
-                result=done.result,
-                to_seller_units=done.to_seller_units,
-                usage=done.usage,
-                salt=salt,
-                now_ms=now_ms,
-            )
-        else:
-            why = f"{type(done).__name__}: {done}"[:200]
-            step = seat.desk.work_failed(deal, why, now_ms=now_ms)
-        self.apply(seat, step)
+            try:
+                return seat.desk.work_done(
+                    deal,
+                    result=done.result,
+                    to_seller_units=done.to_seller_units,
+                    usage=done.usage,
+                    salt=seat.desk.chance.take(32),
+                    now_ms=now_ms,
+                )
+            except (CoaseError, ValueError, TypeError) as error:
+                # Too large, say, or text and usage that no message can carry: no result at all.
+                log.warning("%s's result cannot be sent: %s", seat.name, error)
+                done = error
+        why = f"{type(done).__name__}: {done}"[:200]
+        return seat.desk.work_failed(deal, why, now_ms=now_ms)
 
     async def _check(self, seat: Seat, deal: str) -> None:
         thread = seat.desk.threads.get(deal)
@@ -313,7 +328,8 @@ class Runtime:
             verdict = await attempt(lambda: checker(thread), name=f"{seat.name}'s check")
         if isinstance(verdict, Exception):
             verdict = f"the check failed: {verdict}"
-        self.apply(seat, seat.desk.checked(deal, verdict[:500], now_ms=self.now_ms()))
+        # A check is somebody else's code, and may return anything.
+        self.apply(seat, seat.desk.checked(deal, str(verdict)[:500], now_ms=self.now_ms()))
 
     # ---- clocks --------------------------------------------------------------------------------
 

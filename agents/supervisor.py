@@ -50,6 +50,21 @@ async def attempt(work: Callable[[], Awaitable[T]], *, name: str) -> T | Excepti
         return error
 
 
+def tell(listener: Callable[[], None], *, name: str) -> None:
+    """Call ``listener``, which hears of something and answers for nothing.
+
+    Whatever it raises is logged and ends here: who is told must not stop who acts.
+
+    :raises JournalFailed: if it acted after all, and the disk refused
+    """
+    try:
+        listener()
+    except JournalFailed:
+        raise
+    except Exception:
+        log.exception("%s failed", name)
+
+
 async def supervise(name: str, child: Callable[[], Awaitable[None]]) -> None:
     """Run ``child`` until it returns; start it again when it fails, but not for ever.
 
