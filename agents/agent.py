@@ -16,7 +16,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 from pydantic import BaseModel, ValidationError
@@ -35,6 +35,7 @@ from .buyer import Ask, AskState, BuyerDesk, Wish
 from .checks import result_fault
 from .compute.ports import Completion as Written
 from .compute.ports import Compute, Prompt
+from .declare import models_of, require_ware
 from .past import Past, recall
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
@@ -155,13 +156,14 @@ class Agent:
 
         :raises ConfigurationError: if the price, the name or the annotations cannot work
         """
+        require_ware(name, price)
         if strategy not in STYLES:
             raise ConfigurationError(f"no strategy {strategy!r}; there are {', '.join(STYLES)}")
         if not 1 <= deliver_within <= DELIVER_WITHIN_MAX_S or capacity < 1:
             raise ConfigurationError("deliver_within is 1 to 86400 seconds, capacity at least 1")
 
         def declare(handler: Handler) -> Handler:
-            task, result = _models_of(handler)
+            task, result = models_of(handler)
             offering = Offering(
                 name=name,
                 price=price,
@@ -177,6 +179,8 @@ class Agent:
                 windows=windows or Windows(),
                 rounds=rounds,
             )
+            if offering.capability in self.offerings:
+                raise ConfigurationError(f"{self.name} sells {name} with these models already")
             self.offerings[offering.capability] = offering
             return handler
 
@@ -636,30 +640,6 @@ class Job:
             cached_input_tokens=used.cached_input_tokens,
         )
         return written
-
-
-def _models_of(handler: Handler) -> tuple[type[BaseModel], type[BaseModel]]:
-    """Return the models of a handler's task and result, from its annotations."""
-    try:
-        hints = get_type_hints(handler)
-    except NameError as error:
-        raise ConfigurationError(
-            f"the annotations of {handler.__name__} cannot be read ({error}); the models must be"
-            " importable at module level"
-        ) from error
-    names = list(inspect.signature(handler).parameters)
-    task = hints.get(names[0]) if names else None
-    result = hints.get("return")
-    return _model(task, "first argument", handler), _model(result, "result", handler)
-
-
-def _model(found: object, what: str, handler: Handler) -> type[BaseModel]:
-    if inspect.isclass(found) and issubclass(found, BaseModel):
-        return found
-    raise ConfigurationError(
-        f"the {what} of {handler.__name__} must be annotated with a pydantic model:"
-        " async def work(task: MyTask, job: Job) -> MyResult"
-    )
 
 
 def _full_id(capability: str, digest: bytes) -> str:
