@@ -8,6 +8,7 @@ from coase.negotiation.pricing import Price
 
 from .agent import Agent, Job, Purchase
 from .node import Node, joined, open_node
+from .purse import Budget
 from .seller import Windows
 
-__all__ = ["Agent", "Job", "Node", "Price", "Purchase", "Windows", "joined", "open_node"]
+__all__ = ["Agent", "Budget", "Job", "Node", "Price", "Purchase", "Windows", "joined", "open_node"]

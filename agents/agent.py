@@ -37,6 +37,7 @@ from .compute.ports import Completion as Written
 from .compute.ports import Compute, Prompt
 from .declare import models_of, require_ware
 from .past import Past, recall
+from .purse import Budget, OpenPurse
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
 from .steps import Notice
@@ -107,26 +108,34 @@ class Purchase(Generic[Made]):
 
 
 class Agent:
-    """An autonomous program with a key of its own, that buys and sells."""
+    """An autonomous program with a key of its own, that buys and sells.
+
+    ``budget`` is the most that it may ever spend, or a ``Budget`` with several limits. With
+    ``by_rounds`` its bargains depend on what is said alone and not on how fast.
+
+    :raises ConfigurationError: if the name or the budget cannot be used
+    """
 
     def __init__(
         self,
         name: str,
         *,
         compute: Compute | None = None,
-        budget: str | None = None,
+        budget: Budget | str | None = None,
         by_rounds: bool = False,
     ) -> None:
         if not name or len(name) > NAME_MAX or not name.replace("-", "").isalnum():
             raise ConfigurationError(
                 f"{name!r} is no name for an agent: up to {NAME_MAX} letters, digits and hyphens"
             )
-        self.name, self.budget, self.by_rounds = name, budget, by_rounds
+        self.name, self.budget, self.by_rounds = name, Budget.of(budget), by_rounds
         self.offerings: dict[str, Offering] = {}
         self.node: Node | None = None
         self.seat: Seat | None = None
         self.selling: SellerDesk | None = None
         self.buying: BuyerDesk | None = None
+        self.purse = OpenPurse()
+        """What it may still spend; its limits hold once the agent has its place in a node."""
         self.advocate: Advocate | None = None
         self.bargain_class: type[SellerBargain] = SellerBargain
         """How it quotes and bargains; a subclass may choose its buyers."""
@@ -313,19 +322,13 @@ class Agent:
 
         :raises DealFailed: if nobody offered, or the deal ended without a good result; whatever
             was locked comes back by the table of silence
-        :raises BudgetExhausted: if a spending limit does not cover it; nothing was sent
+        :raises BudgetExhausted: if a spending limit does not cover it, with the limit's name and
+            what is left of it; nothing was signed or promised
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
-        node, buying = self._node(), self._buying()
-        digest = schemas_hash(*schemas)
-        plain = canonical_json(task)
-        wish = Wish(
-            capability=_full_id(capability, digest),
-            schemas=digest,
-            task=plain,
-            input_schema=canonical_json(schemas[0]),
-            output_schema=canonical_json(schemas[1]),
-            features=features or {"bytes": len(plain.encode())},
+        max_units = self._highest_units(max_price)
+        wish = replace(
+            _wish(capability, task, schemas, features),
             deliver_within_s=deliver_within,
             quality_min=quality_min,
             input_max=input_max,
@@ -337,31 +340,50 @@ class Agent:
             bids_max=bids_max,
             blocked=frozenset(blocked),
         )
-        max_units = node.settlement.asset.money(max_price).units
-        if max_units == 0:
-            raise ConfigurationError("the highest price is 0: name what the work is worth to you")
-        last = DealFailed("lapsed", "no try was allowed")
-        for number in range(max(tries, 1)):
-            bargain = BuyerBargain(
+
+        def bargain() -> BuyerBargain:
+            return BuyerBargain(
                 max_price_units=max_units,
                 hope_permille=hope_permille,
                 deliver_within_s=deliver_within,
                 quality_min=quality_min,
                 style=strategy,
-                arbiters=node.network.arbiters,
+                arbiters=self._node().network.arbiters,
                 rounds=rounds,
                 shortlist=shortlist,
                 by_rounds=self.by_rounds,
-                salt=plain.encode(),
+                salt=wish.task.encode(),
+                purse=self._buying().reserve,
+                experience=self._buying().experience,
             )
-            request_id = (
-                keccak256(f"{buying.desk.me}/{key}/{number}".encode())[:16].hex() if key else ""
-            )
+
+        return await self._try(wish, bargain, fault, tries=tries, key=key)
+
+    def _highest_units(self, max_price: str) -> int:
+        units = self._node().settlement.asset.money(max_price).units
+        if units == 0:
+            raise ConfigurationError("the highest price is 0: name what the work is worth to you")
+        return units
+
+    async def _try(
+        self,
+        wish: Wish,
+        bargain: Callable[[], BuyerBargain],
+        fault: Callable[[str], str | None] | None,
+        *,
+        tries: int,
+        key: str,
+    ) -> Purchase[Any]:
+        """Buy, and again from others if it fails, each time with a new bargain."""
+        me = self._buying().desk.me
+        last = DealFailed("lapsed", "no try was allowed")
+        for number in range(max(tries, 1)):
+            request_id = keccak256(f"{me}/{key}/{number}".encode())[:16].hex() if key else ""
             past = self._past(request_id)
             try:
                 if past is not None:
                     return self._bought(past, request_id, fault)
-                return await self._buy(wish, bargain, request_id, fault)
+                return await self._buy(wish, bargain(), request_id, fault)
             except DealFailed as error:
                 last = error
                 seller = past.seller if past is not None else self._seller_of(error.deal_id)
@@ -400,6 +422,8 @@ class Agent:
                 del self._waits[request_id]
                 self._faults.pop(request_id, None)
         thread = wait.thread
+        if thread is None and ask.unpaid is not None:
+            raise ask.unpaid
         if thread is None or thread.verdict != "good" or thread.result is None:
             raise DealFailed(
                 thread.state if thread is not None else "lapsed",
@@ -640,6 +664,25 @@ class Job:
             cached_input_tokens=used.cached_input_tokens,
         )
         return written
+
+
+def _wish(
+    capability: str,
+    task: Mapping[str, Any],
+    schemas: tuple[Mapping[str, Any], Mapping[str, Any]],
+    features: dict[str, int] | None,
+) -> Wish:
+    """Return what is wanted, before its limits."""
+    digest = schemas_hash(*schemas)
+    plain = canonical_json(task)
+    return Wish(
+        capability=_full_id(capability, digest),
+        schemas=digest,
+        task=plain,
+        input_schema=canonical_json(schemas[0]),
+        output_schema=canonical_json(schemas[1]),
+        features=features or {"bytes": len(plain.encode())},
+    )
 
 
 def _full_id(capability: str, digest: bytes) -> str:

@@ -16,12 +16,12 @@ from coase.protocol.errors import CoaseError, ConfigurationError, JournalFailed,
 
 from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
-from .bargain import BuyerBargain
-from .buyer import BuyerDesk
+from .buyer import BuyerDesk, DeclineAll
 from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
 from .ports import Chance, Codec, Journal
+from .purse import Purse, rows_of
 from .runtime import Runtime, Seat
 from .seller import SellerDesk
 from .supervisor import supervise
@@ -99,6 +99,8 @@ class Node:
         )
         arbiters = tuple(self.network.arbiters)
         agent.node, agent.buying = self, BuyerDesk(desk, arbiters=arbiters)
+        purse = Purse(agent.budget, self.settlement.asset, name=agent.name)
+        agent.purse = agent.buying.reserve = purse
         desk.buyer = agent.buying
         capabilities: tuple[str, ...] = ()
         if agent.offerings:
@@ -178,9 +180,8 @@ class Node:
         for record in self.journal.open_records(buying.desk.me):
             if record.kind == "asked":
                 # Whoever bargained is gone: what is bound goes on, what is not lapses.
-                bargain = BuyerBargain(max_price_units=0, deliver_within_s=0)
-                buying.replay(record, bargain)
-        buying.replayed()
+                buying.replay(record, DeclineAll())
+        buying.replayed(rows_of(self.journal.summaries(buying.desk.me)))
 
 
 @asynccontextmanager

@@ -221,15 +221,13 @@ class Purse(OpenPurse):
 
         What was promised under another budget counts against this one, however small it is now.
         """
-        past = [spend for row in summaries if (spend := _spend_of(row)) is not None]
-        past += [
-            _Spend(accepted_ms(t), t.deal, t.counterparty, exposure(t.agreed_terms), None)
+        past = {
+            t.deal: _Spend(accepted_ms(t), t.deal, t.counterparty, exposure(t.agreed_terms), None)
             for t in threads
             if t.side is Role.BUYER and t.accept_id
-        ]
-        for spend in sorted(past, key=lambda spend: (spend.at_ms, spend.deal)):
-            if spend.deal in self._open:
-                continue
+        }
+        past |= {s.deal: s for row in summaries if (s := _spend_of(row)) is not None}
+        for spend in sorted(past.values(), key=lambda spend: (spend.at_ms, spend.deal)):
             held, at_s = self._next(spend.deal, spend.units), spend.at_ms // 1_000
             amount = Money(self.asset, held.units)
             self.envelope.recall(held.lock_id, amount, counterparty=spend.counterparty, now_s=at_s)
