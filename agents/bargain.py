@@ -387,9 +387,12 @@ class BuyerBargain(BuyerStrategy):
         request = offers[0].request
         best_units = min(thread.agreed_terms.price_units for thread in offers)
         hope_units = max(best_units * self._hope_permille // 1_000, 1)
+        # What no thread's purse covers is not conceded either; each thread is checked by itself.
+        rooms = [self._left.most_units(thread) for thread in offers]
+        most_units = min([self._max_units, max(rooms)] if self._left.limited else [self._max_units])
         preferences = Preferences(
             Role.BUYER,
-            price_units=(min(hope_units, self._max_units), self._max_units),
+            price_units=(min(hope_units, most_units), most_units),
             deliver_within_s=(self._deliver_within_s, self._deliver_within_s),
             quality=(self._quality_min, self._quality_min),
             verifications=self._verifications,
@@ -454,8 +457,8 @@ class BuyerBargain(BuyerStrategy):
                     out.append(Decision(thread, Verdict.ACCEPT, until_ms=agree_by_ms))
                 case CounterOffer(thread, proposal):
                     out.append(Decision(thread, Verdict.COUNTER, proposal=proposal))
-                case RejectOffer(thread, reason, _, limit):
-                    unpaid = limit == SpendLimit.__name__
+                case RejectOffer(thread, reason):
+                    unpaid = self._affordable(thread)
                     out.append(Decision(thread, Verdict.REJECT, reason=reason, unpaid=unpaid))
                 case Mark(seller, outcome) if self._round is not None:
                     capability = self._round.capability
@@ -463,6 +466,11 @@ class BuyerBargain(BuyerStrategy):
                 case Wait(until_ms):
                     self._wake_ms = until_ms
         return out
+
+    def _affordable(self, deal: str) -> bool:
+        """Return whether an offer is within what the buyer would pay, if its purse allows."""
+        entry = self._round.entries.get(deal) if self._round is not None else None
+        return entry is not None and entry.last_offer.proposal.price_units <= self._max_units
 
 
 class _Left:
@@ -476,6 +484,11 @@ class _Left:
     @property
     def limited(self) -> bool:
         return self._purse.limited
+
+    def most_units(self, thread: Thread) -> int:
+        """Return the highest price that all limits cover in ``thread``."""
+        self.terms[thread.counterparty] = thread.agreed_terms
+        return min(self.left_units(thread.counterparty).values(), default=0)
 
     def left_units(self, counterparty: AgentId) -> Mapping[str, int]:
         """Return the highest price that each limit covers together with its bond."""

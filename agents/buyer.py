@@ -61,7 +61,7 @@ class Decision:
     """A decision on the offer that lies in one thread.
 
     A counter-offer says ``proposal``, or else the seller's terms at ``price_units``. ``until_ms``
-    is how long an accept waits. ``unpaid`` says that it was the budget that stood in the way.
+    is how long an accept waits. ``unpaid`` says that it may be the purse that stood in the way.
     """
 
     deal: str

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from coase.escrow.book import Balance, Book, SpendEnvelope, SpendLimits
+from coase.escrow.book import Balance, Book, SpendEnvelope, SpendLimits, Stage
 from coase.protocol.errors import BudgetExhausted, ConfigurationError
 from coase.protocol.states import Role
 from coase.protocol.types import AgentId, Asset, How, Money
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from coase.protocol.session import Thread
     from coase.protocol.terms import Terms
 
+# An ended lock takes about a kilobyte of memory, and an agent may live for years.
+ENDED_MAX: Final = 10_000
 _DECIMAL: Final = re.compile(r"[0-9]{1,38}(\.[0-9]{1,36})?")
 
 
@@ -142,6 +144,7 @@ class Purse(OpenPurse):
         self.envelope = SpendEnvelope(asset, self.limits, name=name, parent=parent)
         self._open: dict[str, _Held] = {}
         self._count = 0
+        self._ended = 0
         if self.limits.in_all_units is not None:
             self.book.deposit("budget", Money(asset, self.limits.in_all_units))
 
@@ -198,6 +201,9 @@ class Purse(OpenPurse):
             self.book.post(held.lock_id, spent)
         else:
             self.book.void(held.lock_id)
+        self._ended += 1
+        if self._ended >= ENDED_MAX:
+            self._carry_over()
 
     def release(self, deal: str, *, now_ms: int) -> None:
         """Give all back that was set aside for ``deal``, if anything was."""
@@ -234,6 +240,20 @@ class Purse(OpenPurse):
             self._hold(spend.deal, held)
             if spend.spent_units is not None:
                 self.spend(spend.deal, spend.spent_units, now_ms=spend.at_ms)
+
+    def _carry_over(self) -> None:
+        """Begin a new book with the balance of the old one, which nobody looks up any more."""
+        old, balance = self.book, self.balance
+        self.book, self._ended = Book(), 0
+        self.book.deposit("carried over", Money(self.asset, balance.deposited_units))
+        spent = Money(self.asset, balance.spent_units)
+        self.book.lock("spent before", spent)
+        self.book.post("spent before", spent)
+        for held in self._open.values():
+            lock = old.find(held.lock_id)
+            locked = lock is not None and lock.stage is Stage.LOCKED
+            again = self.book.lock if locked else self.book.reserve
+            again(held.lock_id, Money(self.asset, held.units))
 
     def _next(self, deal: str, units: int) -> _Held:
         # A deal may be given up and taken again, and each time is a lock of its own.

@@ -215,6 +215,31 @@ def test_a_budget_that_was_made_smaller_counts_what_was_promised_under_the_large
     purse.book.audit()
 
 
+def test_a_long_life_carries_its_balance_over_and_keeps_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coase.agents.purse.ENDED_MAX", 3)
+    purse, plain = Purse(Budget(total="1"), ASSET), Purse(Budget(total="1"), ASSET)
+    first_book = purse.book
+    for each in (purse, plain):
+        each.reserve("promised", 7, ANN, now_ms=0)
+        each.reserve("locked", 11, ANN, now_ms=0)
+        each.lock("locked", now_ms=0)
+    for number in range(4):
+        purse.reserve(f"{number}", 100, BOB, now_ms=0)
+        purse.spend(f"{number}", 30 * number, now_ms=0)
+    plain.reserve("all", 180, BOB, now_ms=0)
+    plain.spend("all", 180, now_ms=0)
+    assert purse.book is not first_book
+    assert purse.balance == plain.balance
+    purse.book.audit()
+    for deal in ("promised", "locked"):
+        purse.lock(deal, now_ms=0)
+        purse.spend(deal, 5, now_ms=0)
+    assert purse.balance.spent_units == 190
+    assert purse.open_units == 0
+
+
 def test_what_others_bought_of_us_and_what_was_never_accepted_is_no_spending() -> None:
     sold = {**row("a", 5, 4_000, 4_000), "side": "seller"}
     offered = {**row("b", 5, 4_000, 4_000), "history": []}
