@@ -116,17 +116,19 @@ class _Blame:
     ) -> None:
         if error is None or isinstance(error, KeyboardInterrupt):
             return
+        ours = self._path.resolve()
         frames = traceback.extract_tb(trace)
-        own = [frame for frame in frames if Path(frame.filename) == self._path]
-        line: int | None = own[-1].lineno if own else None
-        if isinstance(error, SyntaxError) and error.filename == str(self._path):
-            line = error.lineno
+        own = [frame.lineno for frame in frames if Path(frame.filename).resolve() == ours]
+        line = own[-1] if own else None
+        if isinstance(error, SyntaxError) and error.filename:
+            line = error.lineno if Path(error.filename).resolve() == ours else line
         where = f"{self._path}:{line}" if line else str(self._path)
         if isinstance(error, ConfigurationError):
             raise_user(f"{where}: {error}")
         if isinstance(error, SystemExit):
             raise_user(f"{where} ends the program when it is loaded; put that below __main__")
-        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        what = f"{type(error).__name__}: {text}".rstrip(": ")
         raise_user(f"{where} does not load: {what}")
 
 

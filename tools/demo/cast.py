@@ -25,8 +25,8 @@ from coase.protocol.messages import Request
 # Short windows, so that silence has its outcome while somebody watches.
 WINDOWS: Final = Windows(lock_s=6, dispute_s=8, answer_s=8, rule_s=12)
 SYSTEM: Final = "You summarise texts. Answer with one short sentence."
-SUMMARY_TOKENS_MAX: Final = 48
-PROMPT_TOKENS_MAX: Final = 700
+ASK: Final = "Summarise this text in one short sentence:\n\n"
+LEAD_QUALITY_MIN: Final = 60  # Of a hundred: the first part of a document is what people read.
 PART_CHARACTERS_MAX: Final = 1_400
 PARTS_MAX: Final = 4
 
@@ -105,8 +105,8 @@ def inference_seller(name: str, *, price: Price, style: Style) -> Agent:
     return agent
 
 
-def summariser(name: str, *, price: Price, style: Style) -> Agent:
-    """Return an agent that summarises with inference that it buys."""
+def summariser(name: str, *, price: Price, style: Style, quality: int, tokens_max: int) -> Agent:
+    """Return an agent that summarises with inference that it buys, at most so many tokens."""
     agent = Agent(name, by_rounds=True)
 
     @agent.offers(
@@ -114,24 +114,27 @@ def summariser(name: str, *, price: Price, style: Style) -> Agent:
         price=price,
         deliver_within=40,
         strategy=style,
+        quality=quality,
         capacity=64,
         windows=WINDOWS,
         about="one sentence, with bought inference",
     )
     async def summarise(task: Summarise, job: Job) -> Summary:
+        prompt = ASK + task.text
         completion = await job.hire(
             "inference",
             Inference(
-                prompt=f"Summarise this text in one short sentence:\n\n{task.text}",
+                prompt=prompt,
                 system=SYSTEM,
-                max_tokens=SUMMARY_TOKENS_MAX,
+                max_tokens=tokens_max,
                 seed=len(task.text),
             ),
             returns=Completion,
             max_price="0.004",
             deliver_within=30,
-            input_max=PROMPT_TOKENS_MAX,
-            output_max=SUMMARY_TOKENS_MAX,
+            # No tokenizer makes more than a token of two bytes; the system's words come on top.
+            input_max=len(prompt.encode()) // 2 + 64,
+            output_max=tokens_max,
             features={"tokens": len(task.text) // 4},
             decide_after_ms=700,
             strategy="boulware",
@@ -144,7 +147,7 @@ def summariser(name: str, *, price: Price, style: Style) -> Agent:
     return agent
 
 
-def editor(name: str, *, price: Price, style: Style) -> Agent:
+def editor(name: str, *, price: Price, style: Style, quality: int) -> Agent:
     """Return an agent that makes digests out of summaries that it buys."""
     agent = Agent(name, by_rounds=True)
 
@@ -153,6 +156,7 @@ def editor(name: str, *, price: Price, style: Style) -> Agent:
         price=price,
         deliver_within=75,
         strategy=style,
+        quality=quality,
         capacity=64,
         windows=WINDOWS,
         about="one line for each part of a document",
@@ -168,6 +172,7 @@ def editor(name: str, *, price: Price, style: Style) -> Agent:
                 returns=Summary,
                 max_price="0.02",
                 deliver_within=50,
+                quality_min=0 if number else LEAD_QUALITY_MIN,
                 features={
                     "characters": len(part),
                     "document": task.number,
@@ -218,9 +223,10 @@ def cheat(
         "summarise",
         price=price,
         deliver_within=deliver_within_s,
+        quality=90,
         capacity=64,
         windows=WINDOWS,
-        about="cheap",
+        about="cheap and good, it says",
     )
     async def summarise(task: Summarise, job: Job) -> Summary:
         made = does(task, job)
@@ -232,37 +238,58 @@ def cheat(
     return agent
 
 
-def cast() -> list[Agent]:
-    """Return all sellers of the demonstration."""
+def cast(documents: list[Document]) -> list[Agent]:
+    """Return all sellers of the demonstration; each cheat takes one part of ``documents``."""
+    places = [(d, p) for d, document in enumerate(documents) for p in range(_parts(document))]
+    silent, senseless = places[1 % len(places)], places[2 % len(places)]
     return [
-        editor("editor-north", price=Price.per_task("0.080", floor_permille=700), style="boulware"),
-        editor("editor-south", price=Price.per_task("0.075", floor_permille=800), style="linear"),
-        summariser(
-            "scribe-ada", price=Price.per_task("0.016", floor_permille=600), style="conceder"
+        editor(
+            "editor-north",
+            price=Price.per_task("0.080", floor_permille=700),
+            style="boulware",
+            quality=80,
+        ),
+        editor(
+            "editor-south",
+            price=Price.per_task("0.075", floor_permille=800),
+            style="linear",
+            quality=55,
         ),
         summariser(
-            "scribe-ben", price=Price.per_task("0.015", floor_permille=750), style="reciprocal"
+            "scribe-ada",
+            price=Price.per_task("0.016", floor_permille=600),
+            style="conceder",
+            quality=70,
+            tokens_max=48,
+        ),
+        summariser(
+            "scribe-ben",
+            price=Price.per_task("0.011", floor_permille=700),
+            style="linear",
+            quality=50,
+            tokens_max=28,
         ),
         cheat(
             "scribe-sloth",
             price=Price.per_task("0.004"),
             deliver_within_s=8,
-            document=0,
-            part=1,
+            document=silent[0],
+            part=silent[1],
             does=lambda task, job: None,
         ),
         cheat(
             "scribe-parrot",
             price=Price.per_task("0.005"),
             deliver_within_s=8,
-            document=1,
-            part=0,
+            document=senseless[0],
+            part=senseless[1],
             does=lambda task, job: Completion(
                 text=task.text[:40], model="", input_tokens=0, output_tokens=0
             ),
         ),
+        # Dear words and cheap reading, or the other way round: who is best depends on the prompt.
         inference_seller(
-            "engine-ant", price=Price.per_million(input="2", output="8"), style="fixed"
+            "engine-ant", price=Price.per_million(input="0.6", output="16"), style="fixed"
         ),
         inference_seller(
             "engine-bee",
@@ -275,3 +302,7 @@ def cast() -> list[Agent]:
             style="boulware",
         ),
     ]
+
+
+def _parts(document: Document) -> int:
+    return max(len(parts_of(document.text)), 1)

@@ -24,6 +24,8 @@ from .story import Outcome
 LINES_KEPT: Final = 400
 REFRESH_PER_S: Final = 8
 FEED_COLUMNS: Final = 64  # What the longest names say of the longest prices.
+DEALS_COLUMNS_MIN: Final = 36
+DEALS_BELOW: Final = 5  # Deals in flight that are shown below the feed where it is narrow.
 STATE_COLUMNS: Final = len("delivered")
 PRICE_COLUMNS: Final = len("0.012345")
 DECIMALS: Final = 6
@@ -66,7 +68,16 @@ class Show:
         self._stage = "starting"
         self._counts: Counter[str] = Counter()
         self._open: dict[str, tuple[str, str, str, int]] = {}
-        self._live = Live(console=console, refresh_per_second=REFRESH_PER_S) if live else None
+        self._live = (
+            Live(
+                console=console,
+                get_renderable=self._render,
+                refresh_per_second=REFRESH_PER_S,
+                transient=True,
+            )
+            if live
+            else None
+        )
 
     def __enter__(self) -> Show:
         if self._live is not None:
@@ -75,7 +86,6 @@ class Show:
 
     def __exit__(self, *details: object) -> None:
         if self._live is not None:
-            self._live.update(self._render())
             self._live.__exit__(None, None, None)
 
     def progress(self, text: str) -> None:
@@ -88,8 +98,6 @@ class Show:
         line = self._line(who, notice)
         if line is not None:
             self._say(line)
-        elif self._live is not None:
-            self._live.update(self._render())
 
     def name(self, address: str) -> str:
         """Return an agent's name, or the beginning of its address."""
@@ -103,9 +111,7 @@ class Show:
         stamp = (f"{time.monotonic() - self._started_s:5.1f}s ", "dim")
         stamped = Text.assemble(stamp, line)
         self._lines.append(stamped)
-        if self._live is not None:
-            self._live.update(self._render())
-        else:
+        if self._live is None:
             self._console.print(stamped, soft_wrap=True)
 
     def _line(self, who: str, notice: Notice) -> Text | None:
@@ -180,16 +186,24 @@ class Show:
         height = max(self._console.height - 2, 12)
         layout = Layout()
         layout.split_column(Layout(name="head", size=3), Layout(name="body"))
-        width = min(FEED_COLUMNS, self._console.width * 2 // 3)
-        layout["body"].split_row(Layout(name="feed", size=width), Layout(name="deals"))
-        counts = "   ".join(f"{name} {count}" for name, count in self._counts.items())
+        if self._console.width >= FEED_COLUMNS + DEALS_COLUMNS_MIN:
+            width = FEED_COLUMNS
+            layout["body"].split_row(Layout(name="feed", size=width), Layout(name="deals"))
+            shown = height - 6
+        else:
+            width, shown = 0, DEALS_BELOW
+            layout["body"].split_column(
+                Layout(name="feed"), Layout(name="deals", size=DEALS_BELOW + 3)
+            )
+            height -= DEALS_BELOW + 3
+        counts = "   ".join(f"{name} {count}" for name, count in list(self._counts.items()))
         seconds = time.monotonic() - self._started_s
         head = Text.assemble((f"{seconds:4.0f} s   ", "bold"), counts, no_wrap=True)
         title = f"Coase: {self._stage}"
         layout["head"].update(Panel(head, title=title, border_style="cyan"))
         lines = [
             Text.assemble(line, no_wrap=True, overflow="ellipsis")
-            for line in list(self._lines)[-(height - 5) :]
+            for line in list(self._lines)[-max(height - 5, 1) :]
         ]
         feed = Panel(Group(*lines), title="what happens", border_style="dim", padding=0)
         layout["feed"].update(feed)
@@ -198,7 +212,7 @@ class Show:
         table.add_column("buyer ← seller", no_wrap=True, max_width=max(rest, 8))
         table.add_column("state", no_wrap=True, width=STATE_COLUMNS)
         table.add_column("price", no_wrap=True, justify="right", width=PRICE_COLUMNS)
-        for parties, _, stage, units in list(self._open.values())[-(height - 6) :]:
+        for parties, _, stage, units in list(self._open.values())[-shown:]:
             table.add_row(parties, stage, _money(units))
         deals = Panel(table, title="deals in flight", border_style="dim", padding=0)
         layout["deals"].update(deals)
@@ -208,8 +222,9 @@ class Show:
 def show_outcome(console: Console, outcome: Outcome, figures: dict[str, Any]) -> None:
     """Print the texts that were bought, who earned what, and the proof of conservation."""
     for document in figures["documents"]:
-        lines = "\n".join(f"• {line}" for line in document["lines"])
-        title = f"{document['title']}   ({document['paid']} to {document['seller']})"
+        # What a model wrote and what a file holds is text, and never markup.
+        lines = Text("\n".join(f"• {line}" for line in document["lines"]))
+        title = Text(f"{document['title']}   ({document['paid']} to {document['seller']})")
         console.print(Panel(lines, title=title, title_align="left", border_style="green"))
     for failure in outcome.failures:
         console.print(Text(f"✗ {failure}", style="red"))

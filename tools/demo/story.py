@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +27,7 @@ from coase.protocol.errors import ConfigurationError, DealFailed
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.types import AgentId
 
-from .cast import Digest, DigestText, Document, cast
+from .cast import LEAD_QUALITY_MIN, Digest, DigestText, Document, cast
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +89,15 @@ def documents_at(path: Path) -> list[Document]:
                 f"{name} has over {DOCUMENT_SIZE_MAX_BYTES} bytes; give a shorter text"
             )
         try:
-            text = name.read_text()
+            text = name.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ConfigurationError(f"{name} is no UTF-8 text") from None
+            raise ConfigurationError(
+                f"{name} is no UTF-8 text; convert it, for example with iconv -t UTF-8"
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
+        if "\0" in text:
+            raise ConfigurationError(f"{name} is no text: it holds NUL bytes")
         if text.strip():
             out.append(_document(name.name, text))
     if not out:
@@ -158,11 +163,11 @@ async def play(
 ) -> Outcome:
     """Run the whole demonstration and return what it left behind."""
     started_s = time.monotonic()
-    state = Path(tempfile.mkdtemp(prefix="coase-demo-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="coase-demo-", ignore_cleanup_errors=True) as scratch:
+        state = Path(scratch)
         on_progress("starting a broker and a chain, deploying the contracts")
         async with stage(state, seed, compute) as (node, settlement, _):
-            reader, sellers = Agent(READER, by_rounds=True), cast()
+            reader, sellers = Agent(READER, by_rounds=True), cast(documents)
             for agent in (*sellers, reader):
                 await node.add(agent)
             names = {agent.address: agent.name for agent in node.agents}
@@ -182,8 +187,6 @@ async def play(
             await _count(node, settlement, outcome)
             outcome.wall_s = time.monotonic() - started_s
             return outcome
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
 
 
 async def _fund(settlement: EvmSettlement, addresses: list[AgentId]) -> None:
@@ -210,6 +213,8 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
                 returns=DigestText,
                 max_price="0.1",
                 deliver_within=90,
+                # The first document is for print, and only the better editor will do.
+                quality_min=0 if number else LEAD_QUALITY_MIN,
                 decide_after_ms=700,
                 strategy="boulware",
                 rounds=4,
@@ -229,8 +234,8 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
 async def _rest(node: Node) -> None:
     """Return when no deal is open any more, or the time for that is over."""
     with anyio.move_on_after(REST_MAX_S):
-        while any(agent.seat and agent.seat.desk.bound() for agent in node.agents):
-            await anyio.sleep(0.2)
+        while any(agent.seat and agent.seat.desk.bound() for agent in node.agents):  # noqa: ASYNC110
+            await anyio.sleep(0.2)  # Desks have no event for all of them at rest.
 
 
 async def _count(node: Node, settlement: EvmSettlement, outcome: Outcome) -> None:
