@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from coase.escrow.book import Balance, Book, SpendEnvelope, SpendLimits, Stage
 from coase.protocol.errors import BudgetExhausted, ConfigurationError
-from coase.protocol.states import Role
+from coase.protocol.states import BOUND, Role, State
 from coase.protocol.types import AgentId, Asset, How, Money
 
 if TYPE_CHECKING:
@@ -228,7 +228,14 @@ class Purse(OpenPurse):
         What was promised under another budget counts against this one, however small it is now.
         """
         past = {
-            t.deal: _Spend(accepted_ms(t), t.deal, t.counterparty, exposure(t.agreed_terms), None)
+            t.deal: _Spend(
+                accepted_ms(t),
+                t.deal,
+                t.counterparty,
+                exposure(t.agreed_terms),
+                None,
+                locked=t.state in BOUND - {State.AGREED},
+            )
             for t in threads
             if t.side is Role.BUYER and t.accept_id
         }
@@ -238,6 +245,8 @@ class Purse(OpenPurse):
             amount = Money(self.asset, held.units)
             self.envelope.recall(held.lock_id, amount, counterparty=spend.counterparty, now_s=at_s)
             self._hold(spend.deal, held)
+            if spend.locked:
+                self.lock(spend.deal, now_ms=spend.at_ms)
             if spend.spent_units is not None:
                 self.spend(spend.deal, spend.spent_units, now_ms=spend.at_ms)
 
@@ -286,6 +295,7 @@ class _Spend:
     counterparty: AgentId
     units: int
     spent_units: int | None
+    locked: bool = False
 
 
 def exposure(terms: Terms) -> int:

@@ -373,6 +373,28 @@ async def test_a_refund_gives_the_budget_back(place: Market) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_limit_holds_across_a_restart_of_the_node(tmp_path: Path) -> None:
+    async with market(tmp_path) as place:
+        buyer = Agent("buyer", budget="0.05")
+        await place.join(scribe(), buyer)
+        assert [await buy(buyer, number) for number in range(2)] == [PRICE_UNITS] * 2
+        await place.rest()
+        before = buyer.purse.balance
+        rows = {row.seller: row.good for row in buyer.buying.experience.book.rows()}  # type: ignore[union-attr]
+    async with market(tmp_path) as place:
+        again = Agent("buyer", budget="0.05")
+        await place.join(scribe(), again)
+        assert again.purse.balance == before
+        assert before.spent_units == 2 * PRICE_UNITS
+        with pytest.raises(BudgetExhausted) as raised:
+            await buy(again, 3)
+        assert (raised.value.limit, raised.value.left_units) == ("buyer: in all", 10_000)
+        assert again.buying is not None
+        kept = {row.seller: row.good for row in again.buying.experience.book.rows()}
+        assert kept.keys() == rows.keys(), "what was learnt of sellers outlives the process too"
+
+
+@pytest.mark.anyio
 async def test_with_nothing_left_nothing_is_even_asked(place: Market) -> None:
     seller, buyer = scribe(), Agent("buyer", budget=Budget(per_day="0"))
     await place.join(seller, buyer)
