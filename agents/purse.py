@@ -153,10 +153,14 @@ class Purse(OpenPurse):
         """What is available, promised or locked, and spent; without a total nothing waits."""
         return self.book.balance(self.asset)
 
+    def held(self) -> dict[str, int]:
+        """Return what is promised or locked now, deal by deal."""
+        return {deal: held.units for deal, held in self._open.items()}
+
     @property
     def open_units(self) -> int:
-        """What is promised or locked now."""
-        return sum(held.units for held in self._open.values())
+        """What is promised or locked now, in all."""
+        return sum(self.held().values())
 
     def check(self, *, now_ms: int) -> None:
         """Return if anything at all may be bought now.

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Final
 from coase.agents.buyer import BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
-from coase.agents.purse import OpenPurse
+from coase.agents.purse import Budget
+from coase.agents.purse import Purse as RealPurse
 from coase.agents.seller import Quote, SellerDesk, Ware, Windows
 from coase.agents.steps import DoCheck, DoWork, Notice, OnChain, Publish, Step, Transmit
 from coase.protocol.effects import Answer, Dispute, Open
-from coase.protocol.errors import BudgetExhausted, CallReverted, ChainUnavailable
+from coase.protocol.errors import CallReverted, ChainUnavailable
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import AWAITED
 from coase.protocol.session import Margins
 from coase.protocol.states import Role
+from coase.protocol.types import units_to_text
 from tests.simulation.cheap import CheapCodec, CheapIdentity, LyingCodec, require_cheap_signer
 
 if TYPE_CHECKING:
@@ -74,34 +76,13 @@ class Store:
         return [record for _, record in rows]
 
 
-class Purse(OpenPurse):
-    """A spending limit that counts what is reserved, and what the chain took for deals gone by."""
+class Purse(RealPurse):
+    """The purse that agents have, with what the world's own checks want to see of it."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.reserved: dict[str, int] = {}
-
-    def committed(self, *, without: str = "") -> int:
-        """Return all that is reserved, locked or spent."""
-        gone = sum(
-            self.node.world.outflow(job)
-            for job in self.node.world.jobs_of(self.node.me)
-            if job.deal not in self.reserved and job.deal != without
-        )
-        return gone + sum(self.reserved.values())
-
-    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
-        """Set ``units`` aside for ``deal``."""
-        if deal in self.reserved:
-            return
-        left = self.node.limit_units - self.committed(without=deal)
-        if units > left:
-            raise BudgetExhausted(limit="all", asked_units=units, left_units=left)
-        self.reserved[deal] = units
-
-    def release(self, deal: str, *, now_ms: int) -> None:
-        """Give back what was set aside."""
-        self.reserved.pop(deal, None)
+    @property
+    def reserved(self) -> dict[str, int]:
+        """What is set aside, deal by deal."""
+        return self.held()
 
 
 class Haggler(BuyerStrategy):
@@ -200,7 +181,8 @@ class Node:
         self.calls: dict[str, tuple[OnChain, int]] = {}
         self.commit_due = False
         self._wake_at = 0
-        self.purse = Purse(self)
+        total = units_to_text(self.limit_units, world.asset.decimals)
+        self.purse = Purse(Budget(total=total), world.asset, name="all")
         seed = f"{world.seed}/{self.name}/{self.life}".encode()
         verify = {} if world.plan.real_keys else {"verify": require_cheap_signer}
         self.desk = desk = Desk(
@@ -227,7 +209,7 @@ class Node:
             for record in records:
                 if record.kind == "asked":
                     self.buyer.replay(record, Haggler(self))
-            self.buyer.replayed()
+            self.buyer.replayed(self.store.summaries.values())
             for request_id, ended in self.asked.items():
                 if not ended and request_id not in self.buyer.asks:
                     self.asked[request_id] = "forgotten"  # Or its end, of which nobody was told.
