@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from coase.agents.bargain import STYLES, BuyerBargain
 from coase.agents.buyer import BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
@@ -315,9 +316,25 @@ class Node:
             reply_within_ms=self.rng.choice((500, 1_500)),
             bids_max=self.rng.choice((1, 2, 16)),
         )
-        ask, step = self.buyer.ask(wish, Haggler(self), now_ms=self.clock())
+        ask, step = self.buyer.ask(wish, self._strategy(), now_ms=self.clock())
         self.asked[ask.request_id] = ""
         self.take(step)
+
+    def _strategy(self) -> BuyerStrategy:
+        """Return a strategy of this file, or the one that agents have."""
+        percent = self.world.plan.rounds_percent
+        if not percent or self.rng.randrange(100) >= percent:
+            return Haggler(self)
+        return BuyerBargain(
+            max_price_units=self.rng.choice((1_000, 1_500)),
+            hope_permille=self.rng.choice((700, 1_000)),
+            deliver_within_s=DELIVER_WITHIN_S,
+            style=self.rng.choice(STYLES),
+            arbiters=self.buyer.arbiters,
+            by_rounds=self.rng.random() < 0.5,
+            purse=self.purse,
+            experience=self.buyer.experience,
+        )
 
     def take(self, step: Step) -> None:
         """Journal a step, and perform it at once or after the commit."""

@@ -67,6 +67,8 @@ class Plan:
     large_percent: int = 0
     """Of the tasks and results, how many need pieces."""
     metered_percent: int = 0
+    rounds_percent: int = 0
+    """Of the requests, how many are bargained for as agents do it."""
 
     @property
     def calm(self) -> bool:
@@ -79,6 +81,7 @@ class Plan:
             asks_every_ms=self.asks_every_ms,
             large_percent=self.large_percent,
             metered_percent=self.metered_percent,
+            rounds_percent=self.rounds_percent,
             real_keys=self.real_keys,
             confirmations=self.confirmations,
         )
@@ -125,4 +128,5 @@ class Plan:
             blacklist=rng.random() < 0.2,
             crash_permille=maybe(1, 5, 20),
             commit_fail_permille=maybe(5, 20),
+            rounds_percent=maybe(50, 100),
         )

@@ -50,6 +50,21 @@ def test_in_a_calm_world_every_deal_settles() -> None:
     assert set(report.outcomes) == {"settled", "no deal"}
 
 
+def test_rounds_of_bargaining_break_nothing_in_a_bad_world() -> None:
+    settled = 0
+    for seed in range(12):
+        plan = Plan(
+            rounds_percent=100,
+            vices_percent=60,
+            loss_permille=30,
+            slow_permille=50,
+            crash_permille=3,
+            limit_units=(1_000_000, 3_000)[seed % 2],
+        )
+        settled += World(seed, plan).run().outcomes["settled"]
+    assert settled > 20
+
+
 def test_the_seeds_show_every_outcome_that_a_deal_can_have() -> None:
     seen: set[str] = set()
     for seed in range(40):
@@ -123,7 +138,7 @@ def find(plan: Plan, *, seeds: int = 12) -> str:
 
 
 def test_without_planted_faults_the_same_plans_find_nothing() -> None:
-    for plan in (Plan(), BAD_BUYERS, Plan(loss_permille=300), TIGHT):
+    for plan in (Plan(), Plan(rounds_percent=100), BAD_BUYERS, Plan(loss_permille=300), TIGHT):
         assert find(plan, seeds=4) == ""
 
 
