@@ -456,7 +456,8 @@ class BuyerBargain(BuyerStrategy):
                 case AcceptOffer(thread, _, agree_by_ms):
                     out.append(Decision(thread, Verdict.ACCEPT, until_ms=agree_by_ms))
                 case CounterOffer(thread, proposal):
-                    out.append(Decision(thread, Verdict.COUNTER, proposal=proposal))
+                    unpaid = self._affordable(thread)
+                    out.append(Decision(thread, Verdict.COUNTER, proposal=proposal, unpaid=unpaid))
                 case RejectOffer(thread, reason):
                     unpaid = self._affordable(thread)
                     out.append(Decision(thread, Verdict.REJECT, reason=reason, unpaid=unpaid))

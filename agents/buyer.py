@@ -24,6 +24,7 @@ from coase.protocol.messages import (
 )
 from coase.protocol.session import Thread
 from coase.protocol.states import Role, State
+from coase.protocol.subjects import level_above, prefix_from
 
 from .experience import Experience, outcome_of
 from .ports import Record
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
+WIDEN_AFTER_MS: Final = 150  # A shard that has sellers answers in a few milliseconds.
 CLOSING_PAUSE_MS: Final = 250
 # With room for the rest of its message, and for what the heads of pieces take.
 TASK_SIZE_MAX_BYTES: Final = BODY_SIZE_MAX_BYTES - PIECES_MAX * 512
@@ -136,8 +138,6 @@ class Wish:
     """When the round closes, if there are ``bids_min`` offers by then."""
     bids_min: int = 1
     bids_max: int = 16
-    level: int = 0
-    prefix: str = "-"
     blocked: frozenset[str] = frozenset()
 
 
@@ -165,6 +165,9 @@ class Ask:
     offers: list[str] = field(default_factory=list)
     bids: int = 0
     sent: int = 0
+    level: int = 0
+    """How narrow the shard is in which we asked last; 0 asks every seller."""
+    widen_ms: int = 0
     closing_ms: int = 0
     """When to look again at a round whose time is up."""
     wire: bytes = b""
@@ -178,6 +181,8 @@ class Ask:
     @property
     def closes_ms(self) -> int:
         """When the round closes: soon if there are enough offers, else when the request lapses."""
+        if self.bids >= self.wish.bids_max:
+            return self.opened_ms
         if self.bids < self.wish.bids_min:
             return self.request.reply_by_ms
         early_ms = self.opened_ms + self.wish.decide_after_ms
@@ -187,8 +192,10 @@ class Ask:
 class BuyerDesk:
     """All requests of one agent."""
 
-    def __init__(self, desk: Desk, *, arbiters: tuple[str, ...] = ()) -> None:
-        self.desk, self.arbiters = desk, arbiters
+    def __init__(self, desk: Desk, *, arbiters: tuple[str, ...] = (), start_level: int = 0) -> None:
+        self.desk, self.arbiters, self.start_level = desk, arbiters, start_level
+        self._levels: dict[str, int] = {}
+        """By capability, the level at which enough sellers answered last."""
         self.asks: dict[str, Ask] = {}
         self._live_asks: dict[str, Ask] = {}
         self.reserve = OpenPurse()
@@ -268,6 +275,7 @@ class BuyerDesk:
             key=desk.codec.public_key(secret),
         )
         ask = Ask(request_id, wish, salt, secret, request, now_ms, strategy)
+        ask.level = self._levels.get(wish.capability, self.start_level)
         self._keep(ask)
         return ask
 
@@ -284,9 +292,33 @@ class BuyerDesk:
                 plain=ask.request.model_dump_json().encode(),
                 key="",
             )
-        ask.sent += 1
-        wish = ask.wish
-        step.effects.append(Publish(wish.capability, ask.wire, wish.level, wish.prefix))
+        if ask.level == 0:
+            ask.sent += 1  # Repetitions count once everybody is asked.
+        ask.widen_ms = now_ms + WIDEN_AFTER_MS
+        draw = int.from_bytes(self.desk.chance.take(2), "big") if ask.level else 0
+        prefix = prefix_from(draw, level=ask.level)
+        step.effects.append(Publish(ask.wish.capability, ask.wire, ask.level, prefix))
+
+    def _repeat(self, ask: Ask, step: Step, *, now_ms: int) -> None:
+        """Ask again where there are too few bids: wider first, then the same once more."""
+        due_ms = self._again_ms(ask)
+        if due_ms is None or now_ms < due_ms:
+            return
+        if ask.level:
+            ask.level = level_above(ask.level) or 0
+        self._publish(ask, step, now_ms=now_ms)
+
+    def _again_ms(self, ask: Ask) -> int | None:
+        """Return when to ask again, or None if there are bids enough or no time is left."""
+        if ask.bids >= ask.wish.bids_min:
+            return None
+        if ask.level:
+            again_ms = ask.widen_ms
+        elif ask.sent < len(REQUEST_REPEATS_MS):
+            again_ms = ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]
+        else:
+            return None
+        return again_ms if again_ms < ask.request.reply_by_ms else None
 
     def reads(self, header: Header) -> bool:
         """Return whether we still look at offers for the request that ``header`` answers."""
@@ -328,6 +360,8 @@ class BuyerDesk:
             if thread.deal not in ask.offers:
                 ask.offers.append(thread.deal)
                 ask.bids += 1
+                if ask.bids == ask.wish.bids_min:
+                    self._levels[ask.wish.capability] = ask.level
             self._decide(ask, step, now_ms=now_ms)
         elif isinstance(message.body, Agreed):
             ask.state = AskState.BOUND
@@ -353,9 +387,11 @@ class BuyerDesk:
             self._weigh(ask, step, now_ms=now_ms)
         finally:
             ask.deciding = False
+            # Whatever else happens is told to the strategy; only the clock is not.
+            ask.closing_ms = max(ask.strategy.next_ms() or 0, now_ms + CLOSING_PAUSE_MS)
 
     def _weigh(self, ask: Ask, step: Step, *, now_ms: int) -> None:
-        closing = now_ms >= ask.closes_ms or ask.bids >= ask.wish.bids_max
+        closing = now_ms >= ask.closes_ms
         again = True
         while again and ask.state is AskState.OPEN:
             offers = self._open_offers(ask)
@@ -481,15 +517,9 @@ class BuyerDesk:
         for ask in list(self._live_asks.values()):
             if ask.state is not AskState.OPEN:
                 continue
-            due = ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min
-            if due and now_ms >= ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]:
-                if now_ms < ask.request.reply_by_ms:
-                    self._publish(ask, step, now_ms=now_ms)
+            self._repeat(ask, step, now_ms=now_ms)
             if now_ms >= max(ask.closes_ms, ask.closing_ms):
-                ask.closing_ms = now_ms + CLOSING_PAUSE_MS
                 self._decide(ask, step, now_ms=now_ms)
-                # Whatever else happens is told to the strategy; only the clock is not.
-                ask.closing_ms = max(ask.strategy.next_ms() or 0, ask.closing_ms)
 
     def next_ms(self) -> int | None:
         """Return when the next repetition or closing is due."""
@@ -497,10 +527,8 @@ class BuyerDesk:
         for ask in self._live_asks.values():
             if ask.state is AskState.OPEN:
                 times.append(max(ask.closes_ms, ask.closing_ms))
-                if ask.sent < len(REQUEST_REPEATS_MS) and ask.bids < ask.wish.bids_min:
-                    again_ms = ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]
-                    if again_ms < ask.request.reply_by_ms:
-                        times.append(again_ms)
+                if (again_ms := self._again_ms(ask)) is not None:
+                    times.append(again_ms)
         return min(times, default=None)
 
     def opening(self, thread: Thread, *, now_ms: int) -> None:

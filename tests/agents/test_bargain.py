@@ -150,6 +150,16 @@ def test_what_the_purse_does_not_cover_is_told_with_the_limit_and_to_nobody_else
     assert not any(b"per deal" in wire for _, _, wire in market.sent)
 
 
+def test_a_seller_that_walks_away_from_what_the_purse_covers_is_the_purses_doing() -> None:
+    market = bargainers("0.002", style="fixed", floor=1_000)
+    market.buying.reserve = Purse(Budget(per_deal="0.0015"), ASSET)
+    made = ask(market, rounds=3)
+    market.until(lambda: made.state is AskState.ENDED)
+    assert "counter" in market.kinds()
+    assert made.unpaid is not None
+    assert made.unpaid.asked_units == 2_000
+
+
 def test_an_offer_that_no_proposal_can_hold_is_turned_away() -> None:
     market = Market()
     made = ask(market)

@@ -350,7 +350,7 @@ async def test_twenty_purchases_at_once_never_exceed_the_budget(place: Market) -
     assert len(short) == 15
     assert {error.limit for error in short} == {"buyer: in all"}
     assert all(error.left_units < exposure for error in short)
-    assert most == 110_000
+    assert 5 * PRICE_UNITS <= most <= 110_000
     assert place.earned(buyer) == -sum(paid) == -100_000
     # The bonds were never needed, and what is left does not pay for one more deal.
     assert purse.balance.available_units == 10_000
