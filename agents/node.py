@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from coase.protocol.errors import CoaseError, ConfigurationError, JournalFailed, WorldError
+from coase.protocol.subjects import LEVELS
 
 from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
@@ -98,7 +99,12 @@ class Node:
             margins=self._margins,
         )
         arbiters = tuple(self.network.arbiters)
-        agent.node, agent.buying = self, BuyerDesk(desk, arbiters=arbiters)
+        agent.node, agent.buying = (
+            self,
+            BuyerDesk(
+                desk, arbiters=arbiters, start_level=0 if self.network.faucet else LEVELS[-1]
+            ),
+        )
         purse = Purse(agent.budget, self.settlement.asset, name=agent.name)
         agent.purse = agent.buying.reserve = purse
         desk.buyer = agent.buying

@@ -92,6 +92,7 @@ async def market(folder: Path) -> AsyncIterator[Market]:
         factory="0x" + "55" * 20,
         escrow=ESCROW,
         arbiters=(arbiter_key.address,),
+        faucet=True,
     )
     journal = SqliteJournal(folder / "journal.sqlite")
     settlement = MemorySettlement(chain, clock_s)
