@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
@@ -38,8 +37,7 @@ EXIT_UNAVAILABLE: Final = 69
 """Broker, chain or engine cannot be reached (EX_UNAVAILABLE)."""
 EXIT_JOURNAL: Final = 70
 """The disk refused the journal; start again, nothing is lost."""
-EXIT_INTERRUPTED: Final = 130
-EXIT_PIPE: Final = 141
+EXIT_PIPE: Final = 128 + signal.SIGPIPE
 """The reader of our output went away, as ``| head`` does; what a killed program would show."""
 PIPED_WIDTH: Final = 120  # Of tables that go into a file or a pipe, where nobody says how wide.
 
@@ -56,20 +54,24 @@ class _Screen(Console):
         self.quiet = True
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), self.file.fileno())
-        if self.ends_program:
-            _Interrupts.pipe_closed = True
-            signal.raise_signal(signal.SIGINT)
+        if not self.ends_program:
+            return
+        _Ending.number = signal.SIGPIPE
+        if _Ending.cancel is None:
+            sys.exit(EXIT_PIPE)
+        _Ending.cancel()
 
 
-class _Interrupts:
-    """Why the program was interrupted, for its exit code."""
+class _Ending:
+    """Why the work is ended before its time, and how to end it."""
 
-    pipe_closed = False
+    number: int = signal.SIGINT
+    cancel: Callable[[], object] | None = None
 
     @classmethod
     def exit_code(cls) -> int:
-        """Return the exit code of a program that was interrupted."""
-        return EXIT_PIPE if cls.pipe_closed else EXIT_INTERRUPTED
+        """Return the exit code of a program that was told to end: as if the signal had done it."""
+        return 128 + cls.number
 
 
 def _console(*, stderr: bool) -> _Screen:
@@ -153,30 +155,45 @@ def perform(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     To be told to end (SIGTERM), or to lose the terminal (SIGHUP), is like Ctrl-C: whatever was
     begun is put away first.
     """
+    import asyncio
+
     import anyio
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _as_interrupt)
     try:
-        return anyio.run(work)
-    except KeyboardInterrupt:
-        raise typer.Exit(_Interrupts.exit_code()) from None
+        return anyio.run(_guarded, work)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(_Ending.exit_code()) from None
     except BrokenPipeError:
         raise
     except BaseExceptionGroup as group:
         cause = first_cause(group)
         if isinstance(cause, KeyboardInterrupt):
-            raise typer.Exit(_Interrupts.exit_code()) from None
+            raise typer.Exit(_Ending.exit_code()) from None
         if not isinstance(cause, CoaseError | OSError | typer.Exit):
             raise
         fail(cause)
     except (CoaseError, OSError) as error:
         fail(error)
+    finally:
+        _Ending.cancel = None
 
 
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    signal.raise_signal(signal.SIGINT)
+async def _guarded(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``work`` so that signals cancel it; Ctrl-C is the event loop's own."""
+    import asyncio
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def end(number: int) -> None:
+        _Ending.number = number
+        task.cancel()
+
+    _Ending.cancel = task.cancel
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # Else it is ignored, as by nohup.
+            loop.add_signal_handler(number, end, number)
+    return await work()
 
 
 def fail(error: BaseException) -> NoReturn:
@@ -199,7 +216,8 @@ def raise_user(text: str) -> NoReturn:
 
 def _ended_network() -> str:
     """Return what to do if our own network does not run any more, else nothing."""
-    from .up_command import SCRATCH, alive, known_network
+    from .scratch import alive
+    from .up_command import SCRATCH, known_network
 
     network = known_network()
     if network is None or not network.pid or alive(network.pid):

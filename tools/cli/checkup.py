@@ -25,7 +25,7 @@ from coase.protocol.backends.broker import find_server
 from coase.protocol.errors import CoaseError, ConfigurationError
 from coase.protocol.messages import CLOCK_SKEW_MAX_MS
 
-from .up_command import alive
+from .scratch import alive
 
 DISK_FREE_MIN_BYTES: Final = 512 * 1024 * 1024
 CHAIN_LAG_MAX_S: Final = 10

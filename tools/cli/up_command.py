@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ import typer
 from coase.protocol.errors import ConfigurationError
 
 from .app import Json, app, emit, err, perform, say
+from .scratch import alive, scratch
 
 if TYPE_CHECKING:
     from coase.agents.config import Network
@@ -58,7 +57,7 @@ def up(
 
 
 def require_free_place() -> None:
-    """Return if no network of this user runs already; put away what a killed one left.
+    """Return if no network of this user runs already.
 
     :raises ConfigurationError: if one runs, or the network file is not one of ours
     """
@@ -77,9 +76,6 @@ def require_free_place() -> None:
             f"a network runs already (process {known.pid}, {network_path()}); stop it first, or"
             " set COASE_NETWORK to another file for a second one"
         )
-    left = Path(known.state)
-    if left.name.startswith(SCRATCH) and left.parent == Path(tempfile.gettempdir()):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def known_network() -> Network | None:
@@ -90,17 +86,6 @@ def known_network() -> Network | None:
         return load_network()
     except ConfigurationError:
         return None
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process runs, as far as we may know."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def ready_line(network: Network) -> dict[str, object]:
@@ -125,8 +110,8 @@ def _place(state: Path | None) -> Iterator[Path]:
     if state is not None:
         yield state.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as scratch:
-        yield Path(scratch)
+    with scratch(SCRATCH) as path:
+        yield path
 
 
 def _port(path: Path, name: str, asked: int) -> int:

@@ -43,7 +43,8 @@ class Deal:
     tokens: int
     result: str
     transactions: tuple[str, ...]
-    states: tuple[tuple[str, int], ...]
+    states: tuple[tuple[str, str, str, int], ...]
+    """Each state that it came to, by whose move, and when."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the deal for ``--json``."""
@@ -58,7 +59,10 @@ class Deal:
             "price_agreed_units": str(self.agreed_units),
             "paid_units": str(self.paid_units),
             "transactions": list(self.transactions),
-            "states": [{"state": state, "at_ms": at_ms} for state, at_ms in self.states],
+            "states": [
+                {"state": state, "by": by, "move": move, "at_ms": at_ms}
+                for state, by, move, at_ms in self.states
+            ],
         }
 
 
@@ -95,7 +99,7 @@ def deals_of(outcome: Outcome) -> list[Deal]:
                 transactions=tuple(
                     dict.fromkeys(tx for *_, tx in history if tx)  # In order, each once.
                 ),
-                states=tuple((state, at_ms) for at_ms, state, *_ in history),
+                states=tuple((state, by, move, at_ms) for at_ms, state, by, move, *_ in history),
             )
         )
     return deals
@@ -123,7 +127,7 @@ def digest_of(deals: list[Deal]) -> str:
                 deal.agreed_units,
                 deal.paid_units,
                 deal.state,
-                [state for state, _ in deal.states] if not deal.agreed else deal.how,
+                [state for state, *_ in deal.states] if not deal.agreed else deal.how,
                 _text(deal.result),
             ]
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.protocol.errors import ConfigurationError, DealFailed
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.types import AgentId
+from coase.tools.cli.scratch import scratch
 
 from .cast import LEAD_QUALITY_MIN, Digest, DigestText, Document, cast
 
@@ -163,8 +163,7 @@ async def play(
 ) -> Outcome:
     """Run the whole demonstration and return what it left behind."""
     started_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="coase-demo-", ignore_cleanup_errors=True) as scratch:
-        state = Path(scratch)
+    with scratch("coase-demo-") as state:
         on_progress("starting a broker and a chain, deploying the contracts")
         async with stage(state, seed, compute) as (node, settlement, _):
             reader, sellers = Agent(READER, by_rounds=True), cast(documents)
