@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from .agent import Agent
     from .compute.ports import Compute
+    from .steps import Notice
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ EXIT_UNAVAILABLE: Final = 69
 EXIT_JOURNAL: Final = 70
 """A service manager that starts the process again does the right thing."""
 CLOSE_WAIT_MAX_S: Final = 5.0  # Who ends says goodbye, but not for ever.
+SETTLE_WAIT_MAX_S: Final = 8.0  # Two blocks of a local chain and some more.
 DISCOVER_WAIT_S: Final = 0.8
 
 
@@ -162,6 +164,22 @@ class Node:
             advocate.listeners.remove(heard)
         return [(sender, description) for (sender, _), description in sorted(found.items())]
 
+    async def at_rest(self) -> None:
+        """Return once no deal of this node's agents is open."""
+        ended = anyio.Event()
+
+        def observe(_: AgentId, notice: Notice) -> None:
+            if notice.kind == "ended":
+                ended.set()
+
+        self.runtime.observers.append(observe)
+        try:
+            while any(agent.seat and agent.seat.desk.bound() for agent in self.agents):
+                await ended.wait()
+                ended = anyio.Event()
+        finally:
+            self.runtime.observers.remove(observe)
+
     async def add_arbiter(self, identity: Identity) -> Arbiter:
         """Give this node an arbiter that rules where both sides name its key."""
         desk = Desk(
@@ -234,15 +252,25 @@ async def open_node(
 
 @asynccontextmanager
 async def running(node: Node) -> AsyncIterator[Node]:
-    """Run a node's loops around the body."""
-    async with anyio.create_task_group() as group:
-        ready = anyio.Event()
-        group.start_soon(_run, node.runtime, ready)
-        await ready.wait()
-        try:
-            yield node
-        finally:
-            group.cancel_scope.cancel()
+    """Run a node's loops around the body. What the body raises comes out as it is."""
+    try:
+        async with anyio.create_task_group() as group:
+            ready = anyio.Event()
+            group.start_soon(_run, node.runtime, ready)
+            await ready.wait()
+            try:
+                yield node
+            finally:
+                group.cancel_scope.cancel()
+    except BaseExceptionGroup as group_of_one:
+        raise alone(group_of_one) from None
+
+
+def alone(error: BaseException) -> BaseException:
+    """Return what is inside a group of one error, however often it is wrapped; else the error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def _run(runtime: Runtime, ready: anyio.Event) -> None:
@@ -255,6 +283,9 @@ async def joined(
 ) -> AsyncIterator[Node]:
     """Join the network with ``agents`` for the length of the block, funded on a local chain.
 
+    After the block it stays for some seconds while deals are still open, so that what was bought
+    is also settled; whatever is open then goes on when the same agents join again.
+
     :raises ConfigurationError: if there is no network; start one with: coase up
     """
     from .wiring import ensure_funds
@@ -265,6 +296,8 @@ async def joined(
             await node.add(agent)
             await ensure_funds(node.settlement, node.network, agent.address)
         yield node
+        with anyio.move_on_after(SETTLE_WAIT_MAX_S):
+            await node.at_rest()
 
 
 async def run_agents(agents: Sequence[Agent]) -> None:
@@ -277,6 +310,14 @@ async def run_agents(agents: Sequence[Agent]) -> None:
         compute = await open_compute("auto")
         try:
             async with joined(*agents, compute=compute):
+                for agent in agents:
+                    wares = ", ".join(
+                        f"{o.capability} at {o.price}" for o in agent.offerings.values()
+                    )
+                    print(
+                        f"{agent.name} {agent.address} sells {wares or 'nothing'}", file=sys.stderr
+                    )
+                print(f"engine: {compute.name}; Ctrl-C ends it", file=sys.stderr)
                 await anyio.sleep_forever()
         finally:
             with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):
