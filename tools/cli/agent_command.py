@@ -150,16 +150,16 @@ async def _run(found: list[Agent], engine: str, state: Path | None, as_json: boo
                 await node.add(agent)
             log = _Log(node, found)
             node.runtime.observers.append(log.notice)
-            await _announce(node, found, place, as_json)
-            log.tell_open("going on with")
-            async with anyio.create_task_group() as group:
-                group.start_soon(_watch, node)
-                with anyio.open_signal_receiver(
-                    signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-                ) as signals:
+            with anyio.open_signal_receiver(
+                signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+            ) as signals:
+                await _announce(node, found, place, as_json)
+                log.tell_open("going on with")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_watch, node)
                     async for _ in signals:
                         break
-                group.cancel_scope.cancel()
+                    group.cancel_scope.cancel()
             log.farewell()
     finally:
         if compute is not None:

@@ -230,11 +230,8 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def run() -> None:
-    """Load the commands and run the one that was asked for."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # A terminal that lacks a letter shows a question mark.
-            stream.reconfigure(errors="replace")
+def load() -> None:
+    """Load the commands into ``app``. Safe to repeat."""
     from . import (
         agent_command,
         buy_commands,
@@ -245,6 +242,14 @@ def run() -> None:
     )
 
     _ = (agent_command, buy_commands, demo_command, look_commands, model_command, up_command)
+
+
+def run() -> None:
+    """Run the command that was asked for."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # A terminal that lacks a letter shows a question mark.
+            stream.reconfigure(errors="replace")
+    load()
     try:
         app()
     except BrokenPipeError:

@@ -192,16 +192,16 @@ async def _serve(network: Network, keep: bool, as_json: bool) -> None:
     require_free_place()  # Somebody else may have been quicker.
     where = save_network(network)
     try:
-        emit(ready_line(network), indent=None)
-        if not as_json:
-            err.print(
-                "[green]ready[/]; in other terminals: [b]coase agent run FILE[/b],"
-                " [b]coase ask PROMPT --max-price 0.01[/b], [b]coase status[/b]",
-                soft_wrap=True,
-            )
-            if not keep:
-                say("nothing is kept when this ends; --state DIR would keep it")
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            emit(ready_line(network), indent=None)
+            if not as_json:
+                err.print(
+                    "[green]ready[/]; in other terminals: [b]coase agent run FILE[/b],"
+                    " [b]coase ask PROMPT --max-price 0.01[/b], [b]coase status[/b]",
+                    soft_wrap=True,
+                )
+                if not keep:
+                    say("nothing is kept when this ends; --state DIR would keep it")
             async for _ in signals:
                 break
     finally:
