@@ -26,25 +26,26 @@ from coase.negotiation.pricing import Usage as MeteredUsage
 from coase.protocol.errors import ComputeFailed, ConfigurationError, DealFailed
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import canonical_json, capability_id, schemas_hash
-from coase.protocol.session import Thread
 from coase.protocol.states import Role, State
 from coase.protocol.types import AgentId, units_to_text
 
 from .bargain import STYLES, BuyerBargain, SellerBargain, Style
 from .buyer import Ask, AskState, BuyerDesk, Wish
 from .checks import result_fault
-from .compute.ports import Completion as Written
-from .compute.ports import Compute, Prompt
 from .declare import models_of, require_ware
 from .past import Past, recall
-from .purse import Budget, OpenPurse
+from .purse import Budget, Purse
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
-from .steps import Notice
 
 if TYPE_CHECKING:
+    from coase.protocol.session import Thread
+
+    from .compute.ports import Completion as Written
+    from .compute.ports import Compute, Prompt
     from .dispute import Advocate
     from .node import Node
+    from .steps import Notice
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,6 @@ class Agent:
         self.seat: Seat | None = None
         self.selling: SellerDesk | None = None
         self.buying: BuyerDesk | None = None
-        self.purse = OpenPurse()
-        """What it may still spend; its limits hold once the agent has its place in a node."""
         self.advocate: Advocate | None = None
         self.bargain_class: type[SellerBargain] = SellerBargain
         """How it quotes and bargains; a subclass may choose its buyers."""
@@ -237,7 +236,7 @@ class Agent:
         made = await offering.handler(task, job)
         if not isinstance(made, offering.result):
             text = made if isinstance(made, str) else repr(type(made).__name__)
-            log.warning("%s returned %s, not %s", self.name, text[:80], offering.result.__name__)
+            log.warning("%s returned %a, not %s", self.name, text[:80], offering.result.__name__)
         result = made.model_dump_json() if isinstance(made, BaseModel) else str(made)
         usage = dict(job.usage)
         usage.setdefault("milliseconds", max(self._running().now_ms() - started_ms, 0))
@@ -528,6 +527,17 @@ class Agent:
     def address(self) -> AgentId:
         """The agent's id, once it has its place in a node."""
         return self._seat().desk.me
+
+    @property
+    def purse(self) -> Purse:
+        """What the agent may still spend, once it has its place in a node.
+
+        :raises ConfigurationError: if it has none yet
+        """
+        purse = self._buying().reserve
+        if not isinstance(purse, Purse):
+            raise ConfigurationError(f"{self.name} spends out of a purse of another kind")
+        return purse
 
     @property
     def compute(self) -> Compute:

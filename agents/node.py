@@ -107,8 +107,7 @@ class Node:
                 desk, arbiters=arbiters, start_level=0 if self.network.faucet else LEVELS[-1]
             ),
         )
-        purse = Purse(agent.budget, self.settlement.asset, name=agent.name)
-        agent.purse = agent.buying.reserve = purse
+        agent.buying.reserve = Purse(agent.budget, self.settlement.asset, name=agent.name)
         desk.buyer = agent.buying
         capabilities: tuple[str, ...] = ()
         if agent.offerings:

@@ -454,9 +454,11 @@ def test_impossible_plans_are_refused() -> None:
         {"bargain_with": 17},
         {"agree_within_ms": 0},
         {"patience_ms": -1},
+        {"rounds": -1},
+        {"rounds": 16},
     ):
         with pytest.raises(ConfigurationError):
-            Plan(**wrong)
+            Plan(**wrong)  # type: ignore[arg-type] # One of them is a bool, and not meant.
 
 
 class Market:
