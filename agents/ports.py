@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coase.protocol.envelope import check_signature, pack, public_key, seal, unseal
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import SEALED, Header
-from coase.protocol.types import AgentId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coase.protocol.types import AgentId
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from coase.agents.ports import Journal, Record
 from coase.escrow.ports import SentTx, TxStore
 from coase.protocol.errors import ConfigurationError, JournalFailed
-from coase.protocol.types import AgentId
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coase.protocol.types import AgentId
 
 log = logging.getLogger(__name__)
 
