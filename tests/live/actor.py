@@ -309,9 +309,9 @@ def fork(orders: dict[str, Any]) -> int:
         faulthandler.register(signal.SIGUSR1)  # Tells where it hangs, if it ever does.
         arm(orders.get("fate", ""))
         code = work(orders)
-    except BaseException:  # noqa: BLE001  # Nothing may unwind into the process that forks.
-        traceback.print_exc()
-    finally:
+    finally:  # Nothing may unwind into the process that forks.
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
