@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AT_ONCE = 6  # Cells that run at one time, on two cores.
 CRASHES_MAX = 60  # A deal has about ten commits on each side.
 KILLED = -9
+LATE = [pytest.param(when, marks=pytest.mark.slow) for when in ("acted", "before")]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -126,7 +127,7 @@ class Matrix:
             assert await settlement.balance(await buyer.address()) == FUNDS_UNITS - PRICE_UNITS
 
 
-@pytest.mark.parametrize("when", ["after", "acted", pytest.param("before", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["after", *LATE])
 async def test_a_buyer_killed_at_any_write(
     live: Market, forge: Forge, tmp_path: Path, when: str
 ) -> None:
@@ -146,7 +147,7 @@ async def test_a_buyer_killed_at_any_write(
         assert await settlement.held() == 0
 
 
-@pytest.mark.parametrize("when", ["after", "acted", pytest.param("before", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["after", *LATE])
 async def test_a_seller_killed_at_any_write(
     live: Market, forge: Forge, tmp_path: Path, when: str
 ) -> None:
