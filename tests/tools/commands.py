@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COASE = str(Path(sys.executable).with_name("coase"))
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE_S = 100  # Far beyond what anything takes; only a defect ever waits that long.
+PATIENCE_S = 200  # Far beyond what anything takes; only a defect ever waits that long.
 POLL_S = 0.05
 PR_SET_PDEATHSIG = 1
 
@@ -72,8 +72,8 @@ class Home:
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def json(self, *args: str, code: int = 0) -> Any:
-        """Return the one document that a command prints."""
-        return json.loads(self.run(*args, "--json", code=code).stdout)
+        """Return the one document that a command prints, called within this process."""
+        return json.loads(self.call(*args, "--json", code=code).stdout)
 
     def call(
         self, *args: str, stdin: bytes = b"", code: int = 0

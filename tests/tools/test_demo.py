@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,10 +11,10 @@ import pytest
 from coase.agents.compute.model import find_model
 from tests.tools.commands import Home
 
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(300)]
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-pytestmark = pytest.mark.xdist_group("demo")
 
 FIGURES = {
     "transport": str,
@@ -67,29 +69,38 @@ def require_whole(figures: dict[str, Any]) -> None:
         assert deal["states"][-1]["state"] == deal["state"]
 
 
-def test_the_demo_with_the_real_model(tmp_path: Path) -> None:
+def both(*runs: tuple[Home, tuple[str, ...]]) -> list[str]:
+    """Return what runs printed, side by side: most of a run waits for windows to pass."""
+    with ThreadPoolExecutor(len(runs)) as pool:
+        done = [pool.submit(home.run, "demo", *options) for home, options in runs]
+        return [future.result().stdout for future in done]
+
+
+def test_the_demo_with_the_real_model_and_with_a_text_of_ones_own(tmp_path: Path) -> None:
     if find_model() is None:
         pytest.skip("the small model is not here: coase model get")
-    figures = Home(tmp_path).json("demo", "--seed", "7")
+    text = tmp_path / "own.txt"
+    text.write_text("Of tea\n\nTea is dried, [/b] then steeped: ein Getränk.\n")
+    shipped, shown = both(
+        (Home(tmp_path / "a"), ("--seed", "7", "--json")),
+        (Home(tmp_path / "b"), ("--engine", "echo", "--input", str(text))),
+    )
+    figures = json.loads(shipped)
     require_whole(figures)
     assert "SmolLM2" in figures["model"]
     # More than one seller of each kind found work, so there is a market.
     for capability in ("digest", "summarise", "inference"):
         sold = {d["seller"] for d in figures["deals"] if d["capability"] == capability}
-        assert len(sold) >= 2
+        assert len(sold) >= 2, capability
+    for said in ("Of tea", "[/b] then", "who earned what", "conserved: "):
+        assert said in shown
 
 
 def test_the_same_seed_gives_the_same_deals(tmp_path: Path) -> None:
-    runs = [Home(tmp_path).json("demo", "--seed", "a", "--engine", "echo") for _ in range(2)]
-    for figures in runs:
-        require_whole(figures)
-    assert runs[0]["digest"] == runs[1]["digest"]
-
-
-def test_a_text_of_ones_own(tmp_path: Path) -> None:
-    text = tmp_path / "own.txt"
-    text.write_text("Of tea\n\nTea is dried, [/b] then steeped: ein Getränk.\n")
-    done = Home(tmp_path).run("demo", "--engine", "echo", "--input", str(text))
-    assert "Of tea" in done.stdout
-    assert "conserved: " in done.stdout
-    assert "who earned what" in done.stdout
+    options = ("--engine", "echo", "--seed", "a", "--json")
+    first, second = map(
+        json.loads, both((Home(tmp_path / "a"), options), (Home(tmp_path / "b"), options))
+    )
+    require_whole(first)
+    require_whole(second)
+    assert first["digest"] == second["digest"]

@@ -136,7 +136,7 @@ def summariser(name: str, *, price: Price, style: Style, quality: int, tokens_ma
             input_max=len(prompt.encode()) // 2 + 64,
             output_max=tokens_max,
             features={"tokens": len(task.text) // 4},
-            decide_after_ms=700,
+            decide_after_ms=1_000,
             strategy="boulware",
             rounds=4,
             shortlist=2,
@@ -178,7 +178,7 @@ def editor(name: str, *, price: Price, style: Style, quality: int) -> Agent:
                     "document": task.number,
                     "part": number,
                 },
-                decide_after_ms=700,
+                decide_after_ms=1_000,
                 strategy="boulware",
                 rounds=4,
                 shortlist=2,
@@ -283,9 +283,8 @@ def cast(documents: list[Document]) -> list[Agent]:
             deliver_within_s=8,
             document=senseless[0],
             part=senseless[1],
-            does=lambda task, job: Completion(
-                text=task.text[:40], model="", input_tokens=0, output_tokens=0
-            ),
+            # Built without a check, as somebody would who wants to be paid for nothing.
+            does=lambda task, job: Summary.model_construct(summary=""),
         ),
         # Dear words and cheap reading, or the other way round: who is best depends on the prompt.
         inference_seller(

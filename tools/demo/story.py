@@ -214,7 +214,7 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
                 deliver_within=90,
                 # The first document is for print, and only the better editor will do.
                 quality_min=0 if number else LEAD_QUALITY_MIN,
-                decide_after_ms=700,
+                decide_after_ms=1_000,
                 strategy="boulware",
                 rounds=4,
                 features={"characters": len(document.text)},
