@@ -234,13 +234,29 @@ class Agent:
         job = Job(self, thread)
         started_ms = self._running().now_ms()
         made = await offering.handler(task, job)
-        if not isinstance(made, offering.result):
-            text = made if isinstance(made, str) else repr(type(made).__name__)
-            log.warning("%s returned %a, not %s", self.name, text[:80], offering.result.__name__)
-        result = made.model_dump_json() if isinstance(made, BaseModel) else str(made)
+        result = self._fitting(made, offering, thread).model_dump_json()
         usage = dict(job.usage)
         usage.setdefault("milliseconds", max(self._running().now_ms() - started_ms, 0))
         return Done(result, _charge(thread, usage), usage)
+
+    def _fitting(self, made: object, offering: Offering, thread: Thread) -> BaseModel:
+        """Return what a handler made as its declared model, so that no rubbish is defended.
+
+        :raises DealFailed: if it does not fit; the deal is then declined and the buyer refunded
+        """
+        if isinstance(made, offering.result):
+            return made
+        try:
+            return offering.result.model_validate(
+                made.model_dump() if isinstance(made, BaseModel) else made
+            )
+        except ValidationError as error:
+            raise DealFailed(
+                thread.state,
+                f"the handler of {self.name} returned {type(made).__name__}, which does not fit"
+                f" {offering.result.__name__}: {_first(error)}",
+                deal_id=thread.deal,
+            ) from None
 
     # ---- buying --------------------------------------------------------------------------------
 
@@ -736,4 +752,6 @@ def _why(wait: _Wait, thread: Thread | None) -> str:
         return f"the result was refused: {thread.verdict}"
     if thread is not None and thread.state is State.REFUNDED:
         return f"the price came back: {thread.why}"
+    if wait.why == "nobody made an offer":
+        return "nobody made an offer (nobody sells it here, or not within the time to deliver)"
     return wait.why or "nobody made an acceptable offer"

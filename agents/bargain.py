@@ -386,10 +386,11 @@ class BuyerBargain(BuyerStrategy):
     def _open(self, offers: list[Thread], *, opened_ms: int) -> Round:
         request = offers[0].request
         best_units = min(thread.agreed_terms.price_units for thread in offers)
-        hope_units = max(best_units * self._hope_permille // 1_000, 1)
         # What no thread's purse covers is not conceded either; each thread is checked by itself.
         rooms = [self._left.most_units(thread) for thread in offers]
         most_units = min([self._max_units, max(rooms)] if self._left.limited else [self._max_units])
+        # Below the limit even where the market is above it: an opening must not tell the limit.
+        hope_units = max(min(best_units, most_units) * self._hope_permille // 1_000, 1)
         preferences = Preferences(
             Role.BUYER,
             price_units=(min(hope_units, most_units), most_units),

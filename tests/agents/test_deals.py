@@ -62,8 +62,8 @@ async def test_a_deal_pays_the_seller_what_was_agreed(place: Market) -> None:
 
 
 async def test_what_fails_its_schema_is_disputed_and_the_money_comes_back(place: Market) -> None:
-    async def nonsense(task: Summarise, job: Job) -> Words:
-        return Words(words=3)
+    async def nonsense(task: Summarise, job: Job) -> Summary:
+        return Summary.model_construct(summary="")
 
     seller, buyer = scribe("liar", nonsense), Agent("buyer")
     await place.join(seller, buyer)
@@ -120,6 +120,33 @@ async def test_a_handler_that_fails_declines_and_the_money_comes_back_at_once(
         await buyer.hire("summarise", TASK, returns=Summary, max_price="0.05")
     await place.rest()
     assert place.earned(buyer) == place.earned(seller) == 0
+
+
+@pytest.mark.parametrize("made", [{"words": 3}, "text", None, Words(words=3), {"summary": 7}])
+async def test_a_handler_that_returns_something_else_declines_and_loses_nothing(
+    place: Market, made: object
+) -> None:
+    async def careless(task: Summarise, job: Job) -> object:
+        return made
+
+    seller, buyer = scribe("careless", careless), Agent("buyer")
+    await place.join(seller, buyer)
+    with pytest.raises(DealFailed, match="declined"):
+        await buyer.hire("summarise", TASK, returns=Summary, max_price="0.05")
+    await place.rest()
+    assert place.earned(buyer) == place.earned(seller) == 0
+
+
+async def test_a_dict_that_fits_is_as_good_as_the_model(place: Market) -> None:
+    async def terse(task: Summarise, job: Job) -> object:
+        return {"summary": "short"}
+
+    seller, buyer = scribe("terse", terse), Agent("buyer")
+    await place.join(seller, buyer)
+    bought = await buyer.purchase("summarise", TASK, returns=Summary, max_price="0.05")
+    assert bought.result == Summary(summary="short")
+    await place.rest()
+    assert place.earned(seller) == 20_000
 
 
 async def test_metered_work_costs_what_was_used_and_never_above_the_cap(place: Market) -> None:

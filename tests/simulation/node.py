@@ -14,7 +14,7 @@ from coase.agents.purse import Purse as RealPurse
 from coase.agents.seller import Quote, SellerDesk, Ware, Windows
 from coase.agents.steps import DoCheck, DoWork, Notice, OnChain, Publish, Step, Transmit
 from coase.protocol.effects import Answer, Dispute, Open
-from coase.protocol.errors import CallReverted, ChainUnavailable
+from coase.protocol.errors import BudgetExhausted, CallReverted, ChainUnavailable
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import AWAITED
 from coase.protocol.session import Margins
@@ -316,7 +316,10 @@ class Node:
             reply_within_ms=self.rng.choice((500, 1_500)),
             bids_max=self.rng.choice((1, 2, 16)),
         )
-        ask, step = self.buyer.ask(wish, self._strategy(), now_ms=self.clock())
+        try:
+            ask, step = self.buyer.ask(wish, self._strategy(), now_ms=self.clock())
+        except BudgetExhausted:
+            return  # Whoever has spent all does not even ask.
         self.asked[ask.request_id] = ""
         self.take(step)
 
