@@ -5,10 +5,23 @@ for the length of a block, ``Node`` and ``open_node`` give the machinery underne
 """
 
 from coase.negotiation.pricing import Price
+from coase.protocol.errors import BudgetExhausted, DealFailed
 
 from .agent import Agent, Job, Purchase
 from .node import Node, joined, open_node
 from .purse import Budget
 from .seller import Windows
 
-__all__ = ["Agent", "Budget", "Job", "Node", "Price", "Purchase", "Windows", "joined", "open_node"]
+__all__ = [
+    "Agent",
+    "Budget",
+    "BudgetExhausted",
+    "DealFailed",
+    "Job",
+    "Node",
+    "Price",
+    "Purchase",
+    "Windows",
+    "joined",
+    "open_node",
+]

@@ -31,7 +31,7 @@ from coase.protocol.types import AgentId, units_to_text
 
 from .bargain import STYLES, BuyerBargain, SellerBargain, Style
 from .buyer import Ask, AskState, BuyerDesk, Wish
-from .checks import result_fault
+from .checks import fault_in_time
 from .declare import models_of, require_ware
 from .past import Past, recall
 from .purse import Budget, Purse
@@ -497,19 +497,21 @@ class Agent:
         terms, result = thread.agreed_terms, thread.result
         if int(result.to_seller_units) > terms.price_units:
             return "it costs more than was agreed"
+        if int(result.to_seller_units) > _charge(thread, dict(result.usage)):
+            return "it costs more than its own usage at the agreed rates"
         if len(result.result.encode()) > TEXT_MAX_BYTES:
             return "it is too large"
         fault = self._faults.get(thread.request_id)
         if fault is None:
-            return self._check_by_schema(thread)
+            return await self._check_by_schema(thread)
         return fault(result.result) or "good"
 
-    def _check_by_schema(self, thread: Thread) -> str:
+    async def _check_by_schema(self, thread: Thread) -> str:
         """Check a result of an earlier life of this process, whose models are not at hand."""
         ask = self._buying().asks.get(thread.request_id)
         if ask is None or thread.result is None:
             return "the request is not known any more"
-        return result_fault(thread.result.result, ask.wish.output_schema) or "good"
+        return await fault_in_time(thread.result.result, ask.wish.output_schema) or "good"
 
     def schemas(self, thread: Thread) -> tuple[str, str]:
         """Return the canonical schemas of a deal's capability, to show to an arbiter."""

@@ -20,7 +20,7 @@ from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import Evidence, commitment, schemas_hash
 from coase.protocol.types import Phase
 
-from .checks import result_fault
+from .checks import fault_in_time
 
 if TYPE_CHECKING:
     from coase.escrow.ports import Settlement
@@ -52,7 +52,7 @@ class Finding:
     why: str
 
 
-def judge_evidence(terms: Terms, deliverable: bytes, shown: list[Evidence]) -> Finding:
+async def judge_evidence(terms: Terms, deliverable: bytes, shown: list[Evidence]) -> Finding:
     """Return who is right about a result, from evidence that matches ``deliverable``.
 
     The whole price to the seller if the result fits the output schema that the terms commit to;
@@ -62,14 +62,14 @@ def judge_evidence(terms: Terms, deliverable: bytes, shown: list[Evidence]) -> F
         result = evidence.result.encode()
         if commitment(bytes.fromhex(evidence.result_salt[2:]), result) != deliverable:
             continue
-        fault = check_result(terms, evidence)
+        fault = await check_result(terms, evidence)
         if fault:
             return Finding(0, fault)
         return Finding(terms.price_units, "the result fits the schema that was agreed")
     return Finding(0, "nobody could show the result whose hash is on chain")
 
 
-def check_result(terms: Terms, evidence: Evidence) -> str:
+async def check_result(terms: Terms, evidence: Evidence) -> str:
     """Return what is wrong with a result by its schema, or nothing."""
     try:
         schemas = from_json(evidence.input_schema), from_json(evidence.output_schema)
@@ -79,7 +79,7 @@ def check_result(terms: Terms, evidence: Evidence) -> str:
         return "the schemas shown are not the ones that the terms commit to"
     if terms.work.verification == "none":
         return ""
-    return result_fault(evidence.result, evidence.output_schema)
+    return await fault_in_time(evidence.result, evidence.output_schema)
 
 
 class Arbiter:
@@ -136,7 +136,7 @@ class Arbiter:
         if view.phase is not Phase.ANSWERED:
             case.ruled = view.phase is Phase.CLOSED
             return
-        finding = judge_evidence(terms, view.deliverable, list(case.evidence.values()))
+        finding = await judge_evidence(terms, view.deliverable, list(case.evidence.values()))
         why = keccak256(finding.why.encode())
         call = Rule(terms, finding.to_seller_units, 0, why)
         try:

@@ -307,7 +307,7 @@ class BuyerBargain(BuyerStrategy):
         quality_min: int = 0,
         style: Style = "linear",
         arbiters: Collection[str] = (),
-        verifications: tuple[str, ...] = ("schema", "none"),
+        verifications: tuple[str, ...] = ("schema",),
         rounds: int = ROUNDS_OF_A_BUYER,
         shortlist: int = SHORTLIST,
         by_rounds: bool = False,

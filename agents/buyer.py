@@ -27,6 +27,7 @@ from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 
 from .experience import Experience, outcome_of
+from .fairness import unfair
 from .ports import Record
 from .purse import OpenPurse, exposure, spent_in
 from .steps import Notice, Publish, Step
@@ -131,7 +132,8 @@ class Wish:
     input_max: int = 0
     output_max: int = 0
     model: str = ""
-    verifications: tuple[str, ...] = ("schema", "none")
+    verifications: tuple[str, ...] = ("schema",)
+    """What of it an arbiter must be able to check; ``none`` gives up every dispute."""
     reply_within_ms: int = 5_000
     """When the request lapses, if nobody offers."""
     decide_after_ms: int = 1_000
@@ -357,6 +359,9 @@ class BuyerDesk:
         if ask is None:
             return
         if isinstance(message.body, Offer):
+            if why := unfair(thread.agreed_terms, thread.request, self.desk.margins):
+                self._refuse(thread, why, step, now_ms=now_ms)
+                return
             if thread.deal not in ask.offers:
                 ask.offers.append(thread.deal)
                 ask.bids += 1
@@ -368,6 +373,13 @@ class BuyerDesk:
             ask.strategy.agreed(thread)
             step.effects.append(Notice("agreed", thread.deal, thread))
             self._turn_away(ask, step, now_ms=now_ms)
+
+    def _refuse(self, thread: Thread, why: str, step: Step, *, now_ms: int) -> None:
+        """Turn an offer away that no price makes good."""
+        body: dict[str, object] = {"proposal": thread.proposal_id, "reason": why}
+        self.desk.say(thread.deal, "reject", body, step, now_ms=now_ms, re=thread.proposal_id)
+        step.effects.append(Notice("unfair", thread.deal, thread, why))
+        self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
 
     def _keep(self, ask: Ask) -> None:
         self.asks[ask.request_id] = self._live_asks[ask.request_id] = ask

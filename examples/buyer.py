@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import anyio
 
-from coase.agents import Agent, joined
+from coase.agents import Agent, DealFailed, joined
 from coase.agents.wares import Summarise, Summary
 
 TEXT = (
@@ -22,9 +22,13 @@ async def main() -> None:
     """Hire a summariser once."""
     buyer = Agent("reader")
     async with joined(buyer):
-        bought = await buyer.purchase(
-            "summarise", Summarise(text=TEXT), returns=Summary, max_price="0.05", tries=2
-        )
+        try:
+            bought = await buyer.purchase(
+                "summarise", Summarise(text=TEXT), returns=Summary, max_price="0.05", tries=2
+            )
+        except DealFailed as error:  # Nobody offered, or it went wrong: the money came back.
+            print(error)
+            return
         print(bought.result.summary)
         print(f"paid {bought.paid} to {bought.seller}")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
-WINDOWS = Windows(lock_s=30, dispute_s=5, answer_s=3, rule_s=3)
+WINDOWS = Windows(lock_s=30, dispute_s=5, answer_s=3, rule_s=6)
 
 
 class Task(BaseModel):

@@ -155,7 +155,7 @@ async def _buy(
         if schemas is None:
             capability, schemas = await _schemas(node, agent, capability)
         if isinstance(task, str):
-            task = _task(task, schemas[0])
+            task = await _task(task, schemas[0])
         bought = await buy_once(node, agent, capability, task, schemas, max_price, wish)
         _show(bought, as_json=as_json, inference=capability == "inference")
 
@@ -168,10 +168,16 @@ def _show(bought: Purchase[Any], *, as_json: bool, inference: bool) -> None:
     values = list(result.values()) if isinstance(result, dict) else [result]
     text = result["text"] if inference else values[0] if len(values) == 1 else None
     if isinstance(text, str):
+        text = printable(text)
         out.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
         out.print_json(data=result)
     say(f"paid {bought.paid} to {bought.seller} (deal {bought.deal})")
+
+
+def printable(text: str) -> str:
+    """Return a stranger's text without what would command the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 async def _schemas(
@@ -209,9 +215,9 @@ async def _nobody_sells(node: Node, agent: Agent, capability: str) -> NoReturn:
     raise DealFailed("lapsed", f"nobody sells {capability!r} here; on sale now: {names}")
 
 
-def _task(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+async def _task(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Return the task that ``text`` spells, as JSON or as the one required text field."""
-    from coase.agents.checks import result_fault
+    from coase.agents.checks import fault_in_time
 
     try:
         task = json.loads(text)
@@ -224,7 +230,7 @@ def _task(text: str, schema: dict[str, Any]) -> dict[str, Any]:
             names = ", ".join(required) or "no required fields"
             raise ConfigurationError(f"the task must be a JSON object; its fields: {names}")
         task = {required[0]: text}
-    fault = result_fault(json.dumps(task), json.dumps(schema))
+    fault = await fault_in_time(json.dumps(task), json.dumps(schema))
     if fault:
         wrong = fault.removeprefix("the result ").removeprefix("does not fit its schema: ")
         names = ", ".join(fields) or "none"

@@ -1,0 +1,51 @@
+"""What a buyer does not sign, whatever the price: terms under which it could not defend itself.
+
+The contract allows windows from a second to a month, no arbiter, and any split for a silent one.
+A seller who may choose freely chooses so that rubbish is paid for. These rules hold for every
+offer, before any strategy looks at its price.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from coase.protocol.types import ZERO_ADDRESS
+
+if TYPE_CHECKING:
+    from coase.protocol.messages import Request
+    from coase.protocol.session import Margins
+    from coase.protocol.terms import Terms
+
+# Dispute, answer and ruling together: longer than that nobody's money should lie in a quarrel.
+QUARREL_MAX_S: Final = 7 * 24 * 3600
+
+
+def unfair(terms: Terms, request: Request, margins: Margins) -> str:
+    """Return why ``terms`` would leave the buyer without defence, or nothing if they do not."""
+    arbitrated = terms.arbiter != ZERO_ADDRESS
+    work = terms.work
+    rules: tuple[tuple[bool, str], ...] = (
+        (arbitrated or not request.arbiters, "it names no arbiter"),
+        # Half of it may pass before a withheld result counts as withheld; then the margin.
+        (terms.dispute_s >= 2 * margins.chain_s + 1, "the time to dispute is too short"),
+        (not arbitrated or terms.rule_s >= 3 * margins.chain_s, "the arbiter has too little time"),
+        (
+            terms.dispute_s + terms.answer_s + terms.rule_s <= QUARREL_MAX_S,
+            "a dispute would lock the price for too long",
+        ),
+        (
+            2 * terms.default_to_seller_units <= terms.price_units,
+            "a silent arbiter would favour the seller",
+        ),
+        (2 * terms.bond_units <= terms.price_units, "the bond of a dispute is too high"),
+        (
+            terms.deliver_by_s - terms.lock_by_s <= request.deliver_within_s,
+            "it delivers later than was asked for",
+        ),
+        (not request.model or work.model in ("", request.model), "it is another model"),
+        (
+            (work.input_max, work.output_max) == (request.input_max, request.output_max),
+            "it meters other amounts than were asked for",
+        ),
+    )
+    return next((why for holds, why in rules if not holds), "")
