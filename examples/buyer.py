@@ -20,17 +20,14 @@ TEXT = (
 
 async def main() -> None:
     """Hire a summariser once."""
-    buyer = Agent("reader")
+    buyer, task = Agent("reader"), Summarise(text=TEXT)
     async with joined(buyer):
         try:
-            bought = await buyer.purchase(
-                "summarise", Summarise(text=TEXT), returns=Summary, max_price="0.05", tries=2
-            )
-        except DealFailed as error:  # Nobody offered, or it went wrong: the money came back.
+            bought = await buyer.purchase("summarise", task, returns=Summary, max_price="0.05")
+        except DealFailed as error:  # What was locked has come back, or will by its deadline.
             print(error)
-            return
-        print(bought.result.summary)
-        print(f"paid {bought.paid} to {bought.seller}")
+        else:
+            print(f"{bought.result.summary}\npaid {bought.paid} to {bought.seller}")
 
 
 if __name__ == "__main__":

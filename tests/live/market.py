@@ -315,7 +315,7 @@ class Actor:
 
 def terms_of(**more: object) -> dict[str, object]:
     """Orders for a seller: what it asks, and windows that are short as far as that is safe."""
-    windows = {"lock_s": 20, "dispute_s": 10, "answer_s": 5, "rule_s": 5}
+    windows = {"lock_s": 20, "dispute_s": 10, "answer_s": 5, "rule_s": 6}
     return {"price": "0.02", "deliver_within": 25, "windows": windows, **more}
 
 

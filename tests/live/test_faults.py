@@ -249,7 +249,7 @@ async def test_a_chain_that_dies_and_comes_back_costs_no_deal(cast: Cast) -> Non
 
 
 async def test_a_buyer_that_vanishes_with_the_result_has_paid_for_it(cast: Cast) -> None:
-    windows = {"lock_s": 20, "dispute_s": 4, "answer_s": 3, "rule_s": 3}
+    windows = {"lock_s": 20, "dispute_s": 5, "answer_s": 3, "rule_s": 6}
     seller = await cast.seller("buyer-vanishes", windows=windows)
     buyer = cast.actor("buyer", role="buy", wishes=[wish("buyer-vanishes", "hello")])
     buyer.start("notice:heard:result")
@@ -262,7 +262,7 @@ async def test_a_buyer_that_vanishes_with_the_result_has_paid_for_it(cast: Cast)
 
 
 async def test_a_seller_that_vanishes_with_the_task_is_not_paid(cast: Cast) -> None:
-    windows = {"lock_s": 12, "dispute_s": 4, "answer_s": 3, "rule_s": 3}
+    windows = {"lock_s": 12, "dispute_s": 5, "answer_s": 3, "rule_s": 6}
     seller = await cast.seller("seller-vanishes", windows=windows, deliver_within=6)
     task = wish("seller-vanishes", "vanish", tries=1)
     buyer = cast.actor("buyer", role="buy", wishes=[task])
