@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 CHAIN_POLL_S: Final = 0.2  # A local block a second is seen within a fifth of it.
 CHAIN_RETRY_MS: Final = 1_000
 CALL_REPEAT_MS: Final = 6_000  # A call that went through shows in the view long before.
-TIMER_GRAIN_S: Final = 0.005  # The shortest timer is an ack's, of 200 ms.
 SLEEP_MAX_S: Final = 0.5
 FULL_LOOK_S: Final = 5.0
 BLOCK_S: Final = 12  # The slowest chain that matters; with it the block at depth is never newer.
@@ -350,8 +349,6 @@ class Runtime:
             self._wake = anyio.Event()
             with anyio.move_on_after((due_ms - now_ms) / 1000):
                 await self._wake.wait()
-                # Under load every message sets a timer: look at them together.
-                await anyio.sleep(TIMER_GRAIN_S)
 
     async def _chain_loop(self) -> None:
         last_look_s = 0.0
