@@ -182,7 +182,8 @@ async def play(
             outcome = Outcome(started_s, names, before, {}, 0, 0, 0, 0)
             await _trade(reader, documents, outcome)
             on_progress("waiting until all money has come to rest")
-            await _rest(node)
+            with anyio.move_on_after(REST_MAX_S):
+                await node.at_rest()
             await _count(node, settlement, outcome)
             outcome.wall_s = time.monotonic() - started_s
             return outcome
@@ -228,13 +229,6 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
     async with anyio.create_task_group() as group:
         for number, document in enumerate(documents):
             group.start_soon(one, number, document)
-
-
-async def _rest(node: Node) -> None:
-    """Return when no deal is open any more, or the time for that is over."""
-    with anyio.move_on_after(REST_MAX_S):
-        while any(agent.seat and agent.seat.desk.bound() for agent in node.agents):  # noqa: ASYNC110
-            await anyio.sleep(0.2)  # Desks have no event for all of them at rest.
 
 
 async def _count(node: Node, settlement: EvmSettlement, outcome: Outcome) -> None:
