@@ -170,6 +170,8 @@ class Ask:
     level: int = 0
     """How narrow the shard is in which we asked last; 0 asks every seller."""
     widen_ms: int = 0
+    everybody_ms: int = 0
+    """When every seller was first asked: repetitions count from then."""
     closing_ms: int = 0
     """When to look again at a round whose time is up."""
     wire: bytes = b""
@@ -295,7 +297,9 @@ class BuyerDesk:
                 key="",
             )
         if ask.level == 0:
-            ask.sent += 1  # Repetitions count once everybody is asked.
+            if not ask.sent:
+                ask.everybody_ms = now_ms
+            ask.sent += 1
         ask.widen_ms = now_ms + WIDEN_AFTER_MS
         draw = int.from_bytes(self.desk.chance.take(2), "big") if ask.level else 0
         prefix = prefix_from(draw, level=ask.level)
@@ -317,7 +321,7 @@ class BuyerDesk:
         if ask.level:
             again_ms = ask.widen_ms
         elif ask.sent < len(REQUEST_REPEATS_MS):
-            again_ms = ask.opened_ms + REQUEST_REPEATS_MS[ask.sent]
+            again_ms = ask.everybody_ms + REQUEST_REPEATS_MS[ask.sent]
         else:
             return None
         return again_ms if again_ms < ask.request.reply_by_ms else None
