@@ -36,15 +36,18 @@ async def local_market(
     nats_port: int = 0,
     rpc_port: int = 0,
     keep: bool = True,
+    broker: EmbeddedBroker | None = None,
 ) -> AsyncIterator[Network]:
     """Run broker and chain as children of this process and yield the network that they make.
 
     Both end with this process, however it ends. With ``keep`` the chain continues where it was.
+    A ``broker`` of the caller's, not started yet, takes the place of one for this machine alone.
 
     :raises ConfigurationError: if a port is taken or the state cannot be used
     """
     await anyio.Path(state).mkdir(parents=True, exist_ok=True, mode=0o700)
-    broker = EmbeddedBroker(net=net, port=nats_port, state_dir=state / BROKER_DIRECTORY)
+    if broker is None:
+        broker = EmbeddedBroker(net=net, port=nats_port, state_dir=state / BROKER_DIRECTORY)
     with (state / "chain.log").open("ab") as chain_log:
         chain: DevChain | None = None
 
@@ -64,10 +67,9 @@ async def local_market(
             chain = await start_devchain(
                 state=state / CHAIN_DIRECTORY if keep else None, port=rpc_port, log=chain_log
             )
-            config = broker.client_config()
             network = Network(
                 net=net,
-                nats=NatsAddress(url=broker.url, user=config.user, password=config.password),
+                nats=address_of(broker),
                 rpc=chain.rpc,
                 chain_id=chain.chain_id,
                 token=chain.token,
@@ -80,7 +82,7 @@ async def local_market(
                 state=str(state),
             )
             async with anyio.create_task_group() as group:
-                group.start_soon(supervise, "broker", lambda: _keep_broker(broker))
+                group.start_soon(supervise, "broker", lambda: keep_broker(broker))
                 if keep:
                     group.start_soon(supervise, "chain", keep_chain)
                 try:
@@ -94,7 +96,13 @@ async def local_market(
                 await broker.stop()
 
 
-async def _keep_broker(broker: EmbeddedBroker) -> None:
+def address_of(broker: EmbeddedBroker) -> NatsAddress:
+    """Return how programs of this machine reach a broker that was started."""
+    config = broker.client_config()
+    return NatsAddress(url=broker.url, user=config.user, password=config.password)
+
+
+async def keep_broker(broker: EmbeddedBroker) -> None:
     """Start the broker again, on the same port, whenever it dies."""
     while True:
         code = await broker.wait()

@@ -6,13 +6,18 @@ bits of keccak256 of the seller's 20 address bytes, in hex, or ``-`` at level 0.
 listens at every level, so a buyer chooses how many of them hear it: 1 in 2**level. A seller
 also listens to the bare names of what it sells and to ``any``, where it can be asked to describe
 itself.
+
+Brokers of several machines that are joined carry three more: ``coase.v1.<net>.chain.rpc``, where
+the machine that holds the chain answers JSON-RPC, ``coase.v1.<net>.lan.card`` and ``.lan.hello``,
+where a newcomer learns what the network is and who is there. There ``<net>`` is the name of the
+mesh, since a newcomer does not know the network's yet.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from .errors import ConfigurationError, LocalProtocolError
 from .identity import keccak256
@@ -26,10 +31,14 @@ LEVELS: Final = (0, 4, 8, 12)
 WHOLE: Final = "-"
 """The prefix at level 0: an empty token is no subject."""
 
+LanQuestion = Literal["card", "hello", "view"]
+"""What is asked of machines: the network's card, a sign of life, what one sees of the others."""
+
 _ROOT: Final = "coase.v1"
 _BITS_PER_DIGIT: Final = 4
 _NET: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _CAPABILITY: Final = re.compile(r"[a-z][a-z0-9-]{0,31}(-[0-9a-f]{8})?")
+_NODE: Final = re.compile(r"[0-9a-f]{16}")
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{40}")
 _PREFIX: Final = re.compile(r"[0-9a-f]{1,3}")
 
@@ -90,6 +99,25 @@ def served_subjects(net: str, capability: str, agent: AgentId) -> tuple[str, ...
     return tuple(
         request_subject(net, capability, level, prefix) for level, prefix in prefixes(agent)
     )
+
+
+def chain_subject(net: str) -> str:
+    """Return the subject on which the machine that holds the chain answers JSON-RPC.
+
+    :raises ConfigurationError: if ``net`` is no name of a network
+    """
+    return f"{_ROOT}.{require_net(net)}.chain.rpc"
+
+
+def lan_subject(mesh: str, what: LanQuestion, *, node: str = "") -> str:
+    """Return the subject of a question to the machines of a mesh, or to one of them.
+
+    :raises ConfigurationError: if ``mesh`` is no name of a network
+    :raises LocalProtocolError: if ``node`` is no id of a machine
+    """
+    if node and not _NODE.fullmatch(node):
+        raise LocalProtocolError(f"{node!r} is no id of a machine: 16 lower-case hex digits")
+    return f"{_ROOT}.{require_net(mesh)}.lan.{what}" + (f".{node}" if node else "")
 
 
 def prefix_from(chance: int, *, level: int) -> str:

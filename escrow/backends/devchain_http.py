@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 HEADER_SIZE_MAX_BYTES: Final = 8 * 1024  # web3 sends about 200 bytes.
 BODY_SIZE_MAX_BYTES: Final = 2 * 1024 * 1024  # A deployment is 100 KiB in hex; batches more.
@@ -26,10 +26,18 @@ class _Bad(Exception):
         self.status = status
 
 
-class HttpServer:
-    """Serves ``answer(body) -> body`` at one loopback port."""
+class NoAnswer(Exception):
+    """What is served cannot be had now: said as the status line and a body of JSON."""
 
-    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+    def __init__(self, status: str, body: bytes) -> None:
+        super().__init__(status)
+        self.status, self.body = status, body
+
+
+class HttpServer:
+    """Serves ``answer(body) -> body`` at one loopback port; it may take its time, or refuse."""
+
+    def __init__(self, answer: Callable[[bytes], bytes | Awaitable[bytes]]) -> None:
         self._answer = answer
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -74,9 +82,15 @@ class HttpServer:
         length, keep = _parse(head)
         async with asyncio.timeout(READ_MAX_S):
             body = await reader.readexactly(length)
-        answer = self._answer(body)
+        status = "200 OK"
+        try:
+            answer = self._answer(body)
+            if not isinstance(answer, bytes):
+                answer = await answer
+        except NoAnswer as error:
+            status, answer = error.status, error.body
         writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: ".encode()
             + str(len(answer)).encode()
             + (b"\r\n\r\n" if keep else b"\r\nConnection: close\r\n\r\n")
             + answer
