@@ -48,6 +48,7 @@ PARTS_MAX: Final = ANSWER_SIZE_MAX_BYTES // PART_SIZE_MAX_BYTES
 BATCH_MAX: Final = 100  # As public endpoints have it, and our own client.
 AT_ONCE_MAX: Final = 8  # The embedded chain answers one at a time; a real node a few.
 WAITING_MAX: Final = 64  # Of one machine: a swarm of agents, each with a call or two.
+REFUSALS_MAX: Final = 64  # On their way at a time; beyond that nobody is told.
 MACHINES_MAX: Final = 64  # Twice what a mesh may have.
 ANSWER_WAIT_MAX_S: Final = 8.0  # Chain clients give an endpoint ten.
 INTEREST_WAIT_MAX_S: Final = 1.5  # A machine that has just come is known after 0.1 s.
@@ -124,7 +125,7 @@ class ChainDesk:
         return None
 
     def _say_busy(self, question: Question) -> None:
-        if len(self._notes) >= WAITING_MAX:
+        if len(self._notes) >= REFUSALS_MAX:
             return  # Its asker will find out by itself.
         (busy,) = self._parts(question.body, _BUSY, b"")
         task = asyncio.ensure_future(question.answer(busy))

@@ -145,8 +145,9 @@ async def test_what_is_too_large_says_what_to_do(
 
 
 async def test_without_the_holder_clients_see_an_endpoint_that_is_down(
-    broker: EmbeddedBroker,
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bridge, "INTEREST_WAIT_MAX_S", 0.2)
     async with window(broker) as client:
         answer = await client.post("/", content=call(call_id=3))
         assert answer.status_code == 503
@@ -154,6 +155,7 @@ async def test_without_the_holder_clients_see_an_endpoint_that_is_down(
         assert answer.json()["id"] == 3
         with pytest.raises(ChainUnavailable, match="machine that holds the chain is away"):
             await EvmChain.connect(str(client.base_url), store=MemoryTxStore())
+        monkeypatch.setattr(bridge, "INTEREST_WAIT_MAX_S", PATIENCE_S)
         async with desk(broker, Upstream()):  # It is back, and nobody need start again.
             assert (await client.post("/", content=call())).status_code == 200
 
