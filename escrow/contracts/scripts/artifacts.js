@@ -9,7 +9,10 @@ const fs = require("fs");
 const path = require("path");
 
 const ROOT = path.join(__dirname, "..");
-const NAMES = ["JobEscrow", "EscrowFactory", "CoaseToken"];
+const NAMES = [
+  "JobEscrow", "EscrowFactory", "CoaseToken",
+  "PaymentChannels", "ERC3009Collector", "Permit2Collector", "Permit2", "Multicall3",
+];
 const RUNTIME_SIZE_MAX_BYTES = 24576; // EIP-170
 
 /** Sorts keys at every depth, so that equal content is equal text. */
