@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from coase.escrow.backends.keystore import KeyRing
     from coase.escrow.ports import Settlement
     from coase.protocol.identity import Identity
     from coase.protocol.messages import Description
@@ -71,7 +72,7 @@ class Node:
         settlement: Settlement,
         journal: Journal,
         *,
-        seed: Identity,
+        seed: Identity | KeyRing,
         compute: Compute | None = None,
         chance: Callable[[str], Chance] = lambda name: SystemChance(),
         margins: Margins | None = None,
@@ -220,7 +221,7 @@ async def open_node(
     :raises ConfigurationError: if there is no network, or the state directory is taken
     :raises TransportUnavailable: if the broker does not answer
     """
-    from .wiring import open_settlement, open_transport, unlock_seed
+    from .wiring import open_settlement, open_transport, unlock_keys
 
     network = network or load_network()
     home = state_home() / "nodes" / f"{network.net}-{network.escrow[2:10]}"
@@ -228,7 +229,7 @@ async def open_node(
     try:
         journal = SqliteJournal(directory.path / "journal.sqlite")
         try:
-            seed = unlock_seed(network, directory.path)
+            seed = unlock_keys(network, directory.path)
             transport = await open_transport(network)
             try:
                 settlement = await open_settlement(network, journal)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from coase.escrow.backends.evm.deploy import give
 from coase.escrow.backends.evm.settlement import EvmSettlement
-from coase.escrow.backends.keystore import open_keystore
+from coase.escrow.backends.keystore import KeyRing, open_keyring
+from coase.escrow.chains import ChainKind, kind_of_chain
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig, Tls
 from coase.protocol.errors import ConfigurationError
 
 from .backends.sqlite import SqliteJournal, SqliteTxStore
+from .passphrase import find_passphrase
 
 if TYPE_CHECKING:
     from coase.escrow.ports import Settlement
-    from coase.protocol.identity import Identity
 
     from .config import Network
 
@@ -77,24 +77,22 @@ async def ensure_funds(
     return balance
 
 
-def unlock_seed(network: Network, directory: Path) -> Identity:
-    """Return the node's seed from its keystore, made if there is none.
+def unlock_keys(network: Network, directory: Path) -> KeyRing:
+    """Return the node's keys from its keystore, made if there is none.
 
-    On a local chain the pass phrase is a random file beside the keystore; elsewhere it comes
-    from $COASE_PASSPHRASE_FILE.
+    On a local chain the pass phrase is a random file beside the keystore; elsewhere, or where the
+    keystore was made with one, it is the owner's: see ``find_passphrase``.
 
     :raises ConfigurationError: if the keystore cannot be opened; says what to do
     """
-    if network.faucet:
-        return open_keystore(directory)
-    path = os.environ.get("COASE_PASSPHRASE_FILE", "")
-    if not path:
-        raise ConfigurationError(
-            "this network is not a local one, so the keystore needs a pass phrase of yours: put it"
-            " into a file that only you can read and name it in COASE_PASSPHRASE_FILE"
-        )
-    try:
-        phrase = Path(path).read_text().strip()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    return open_keystore(directory, passphrase=phrase)
+    return open_keyring(directory, passphrase=find_passphrase(directory, local=is_local(network)))
+
+
+def is_local(network: Network) -> bool:
+    """Return whether nothing is lost with the keys of a network: its chain is a machine's own."""
+    return network.faucet and chain_kind(network) is ChainKind.LOCAL
+
+
+def chain_kind(network: Network) -> ChainKind:
+    """Return what a mistake costs on the chain of ``network``."""
+    return kind_of_chain(network.chain_id, own=network.faucet)

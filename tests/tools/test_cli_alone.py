@@ -28,6 +28,10 @@ COMMANDS = [
     ("replay",),
     ("doctor",),
     ("model", "get"),
+    ("keys", "new"),
+    ("keys", "import"),
+    ("keys", "list"),
+    ("keys", "export"),
 ]
 
 

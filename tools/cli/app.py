@@ -236,12 +236,14 @@ def load() -> None:
         agent_command,
         buy_commands,
         demo_command,
+        keys_command,
         look_commands,
         model_command,
         up_command,
     )
 
-    _ = (agent_command, buy_commands, demo_command, look_commands, model_command, up_command)
+    _ = (agent_command, buy_commands, demo_command, keys_command, look_commands)
+    _ = (model_command, up_command)
 
 
 def run() -> None:
