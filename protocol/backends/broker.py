@@ -1,8 +1,9 @@
 """The embedded broker: a real ``nats-server`` that lives and dies with this process.
 
 It listens on loopback only, behind a random password in files of mode 0600, so that neither
-another machine nor another user of this one can join. Its cluster block is ready for routes and
-has none: a mesh of several machines adds them to the file and reloads.
+another machine nor another user of this one can join. With a ``MeshConfig`` it is one broker of
+several machines: then its route port, and that alone, is open to the network, for those who prove
+by TLS that they belong to it. Routes come and go by reload.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -20,12 +22,29 @@ import sysconfig
 import tempfile
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coase.protocol.errors import ConfigurationError, TransportUnavailable
 from coase.protocol.subjects import require_net
 
+from .broker_config import (
+    SYSTEM_USER,
+    MeshConfig,
+    cluster_block,
+    quoted,
+    route_addresses,
+)
+from .broker_routes import Route, connected_routes
 from .nats_config import NatsConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .mesh_tls import NodeCertificate
+
+__all__ = ["EmbeddedBroker", "MeshConfig", "Route", "find_server"]
+
+log = logging.getLogger(__name__)
 
 LOOPBACK: Final = "127.0.0.1"
 USER: Final = "coase"
@@ -84,8 +103,20 @@ class EmbeddedBroker:
     one of the event loop, however that ends.
     """
 
-    def __init__(self, *, net: str = "local", port: int = 0, state_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        net: str = "local",
+        port: int = 0,
+        state_dir: Path | None = None,
+        mesh: MeshConfig | None = None,
+    ) -> None:
         self._net = require_net(net)
+        self._mesh = mesh
+        self._routes = route_addresses(mesh.routes) if mesh else ()
+        self._route_port = mesh.port if mesh else 0
+        self._system_password = secrets.token_urlsafe(_SECRET_BYTES)
+        self._reloading = asyncio.Lock()
         if not 0 <= port <= 65535:
             raise ConfigurationError(f"{port} is no port: 1 to 65535, or 0 for any free one")
         self._port = port
@@ -106,6 +137,12 @@ class EmbeddedBroker:
         """
         if self.alive():
             return
+        if self._mesh and self._mesh.open:
+            log.warning(
+                "the mesh %r is open: whoever reaches port %s of this machine reads every request"
+                " and message; use a join code",
+                *(self._net, self._route_port or "any free"),
+            )
         directory, config_file = self._prepare()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _EXEC_WRAPPER, str(os.getpid())),
@@ -147,6 +184,69 @@ class EmbeddedBroker:
         :raises ConfigurationError: if the broker refuses it; it goes on with the old one
         :raises TransportUnavailable: if it does not run, or does not answer in time
         """
+        async with self._reloading:  # Two signals at once may be one, and one word answers it.
+            await self._reload()
+
+    async def set_routes(self, addresses: Iterable[str]) -> None:
+        """Join exactly the brokers whose route ports are given, one address for each node.
+
+        Those that are no longer named are left, unless they still dial us. Repeating the list
+        changes nothing. While the broker does not run, the list waits for its start.
+
+        :raises ConfigurationError: if this is no mesh, an address is none, there are more than 31,
+            or the broker refuses them; the old ones stay
+        :raises TransportUnavailable: if it does not answer in time; the new ones stay
+        """
+        if self._mesh is None:
+            raise ConfigurationError("this broker is for one machine: start it with a mesh")
+        routes = route_addresses(addresses)
+        async with self._reloading:
+            before, self._routes = self._routes, routes
+            if routes == before or not self.alive():
+                return
+            try:
+                await self._reload()
+            except ConfigurationError:
+                self._routes = before
+                raise
+
+    async def renew_tls(self, certificate: NodeCertificate) -> None:
+        """Put ``certificate`` in place of the one in use; live routes stay.
+
+        :raises ConfigurationError: if this mesh has none, it is another node's, or the broker
+            refuses it
+        :raises TransportUnavailable: if the broker does not answer in time
+        """
+        if self._mesh is None or self._mesh.tls is None:
+            raise ConfigurationError("this broker uses no certificate")
+        if certificate.node_id != self._mesh.node_id:
+            raise ConfigurationError(
+                f"the certificate is of {certificate.node_id}, not of {self._mesh.node_id}"
+            )
+        async with self._reloading:
+            certificate.write(self._mesh.tls.ca.parent)
+            if self.alive():
+                await self._reload()
+
+    async def routes(self) -> tuple[Route, ...]:
+        """Return the brokers that are connected now, by whoever dialled; none without a mesh.
+
+        :raises TransportUnavailable: if the broker does not run or does not answer
+        """
+        if self._mesh is None:
+            return ()
+        if not self.alive():
+            raise TransportUnavailable("the embedded broker does not run")
+        return await connected_routes(
+            host=LOOPBACK, port=self._port, password=self._system_password
+        )
+
+    @property
+    def route_port(self) -> int:
+        """The port for other brokers; 0 without a mesh, and before the start if any will do."""
+        return self._route_port
+
+    async def _reload(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             raise TransportUnavailable("the embedded broker does not run")
@@ -211,6 +311,8 @@ class EmbeddedBroker:
                 while process.returncode is None:
                     if port := _client_port(ports_file):
                         self._port = port
+                        if self._mesh:
+                            self._route_port = _route_port(ports_file)
                         self._publish_address(directory)
                         return
                     await asyncio.sleep(_POLL_S)
@@ -220,6 +322,12 @@ class EmbeddedBroker:
                 f" see {directory / 'broker.log'}"
             ) from None
         tail = _tail(directory / "broker.log")
+        if self._mesh and "Error listening on router port" in tail:
+            raise ConfigurationError(
+                f"the route port {self._route_port} on {self._mesh.listen} cannot be used: end the"
+                f" program that has it, or choose another port or address; see"
+                f" {directory / 'broker.log'}"
+            )
         if "address already in use" in tail:
             raise ConfigurationError(
                 f"port {self._port} on {LOOPBACK} is taken by another program: end it, choose"
@@ -269,17 +377,18 @@ class EmbeddedBroker:
 
     def _render(self, directory: Path, identity: _Identity) -> str:
         listen = self._port or -1  # The server's word for any free port.
+        name = self._mesh.node_id if self._mesh else identity.server_name
         return "\n".join(
             (
-                f"host: {_quoted(LOOPBACK)}",
+                f"host: {quoted(LOOPBACK)}",
                 f"port: {listen}",
-                f"server_name: {_quoted(identity.server_name)}",
+                f"server_name: {quoted(name)}",
                 f"max_payload: {MAX_PAYLOAD_BYTES}",
                 "jetstream: false",
-                f"log_file: {_quoted(str(directory / 'broker.log'))}",
+                f"log_file: {quoted(str(directory / 'broker.log'))}",
                 f"logfile_size_limit: {LOG_SIZE_MAX_BYTES}",
                 f"logfile_max_num: {LOG_FILES_MAX}",
-                f"ports_file_dir: {_quoted(str(directory / 'ports'))}",
+                f"ports_file_dir: {quoted(str(directory / 'ports'))}",
                 # As a list of one: a reload cuts off whoever came in by a lone user and password.
                 f"authorization {{ users: [{{ {_login(identity.password)} }}] }}",
                 *self._cluster(identity),
@@ -293,9 +402,18 @@ class EmbeddedBroker:
         It cannot be added by a reload, so it stands here from the start. The password keeps
         other users of this machine out: whoever adds a route reads every message.
         """
+        if self._mesh is not None:
+            login = f"user: {quoted(SYSTEM_USER)}, password: {quoted(self._system_password)}"
+            return cluster_block(
+                self._mesh,
+                net=self._net,
+                port=self._route_port,
+                routes=self._routes,
+                system_login=login,
+            )
         return (
             "cluster {",
-            f"  name: {_quoted(f'coase-{self._net}')}",
+            f"  name: {quoted(f'coase-{self._net}')}",
             f'  listen: "{LOOPBACK}:-1"',
             f"  authorization {{ {_login(identity.route_password)} }}",
             "  routes: []",
@@ -338,11 +456,7 @@ def _client_config(net: str, url: str, password: str) -> NatsConfig:
 
 
 def _login(password: str) -> str:
-    return f"user: {_quoted(USER)}, password: {_quoted(password)}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return f"user: {quoted(USER)}, password: {quoted(password)}"
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -356,8 +470,16 @@ def _write_secret(path: Path, text: str) -> None:
 
 def _client_port(ports_file: Path) -> int:
     """Return the port that the server says it listens on, or 0 as long as it does not."""
+    return _port_of("nats", ports_file)
+
+
+def _route_port(ports_file: Path) -> int:
+    return _port_of("cluster", ports_file)
+
+
+def _port_of(kind: str, ports_file: Path) -> int:
     try:
-        urls = json.loads(ports_file.read_text())["nats"]
+        urls = json.loads(ports_file.read_text())[kind]
         return int(urls[0].rpartition(":")[2])
     except (OSError, ValueError, LookupError, TypeError):  # Not there, or half written.
         return 0

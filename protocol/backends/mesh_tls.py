@@ -15,8 +15,10 @@ route port, for which nothing but membership counts, and addresses of a LAN may 
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
+import json
 import os
 import re
 import secrets
@@ -29,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from coase.protocol.errors import ConfigurationError
+from coase.protocol.errors import ConfigurationError, RemoteProtocolError, TransportUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,12 +43,16 @@ LIFE_S: Final = 30 * 86_400
 BACKDATED_S: Final = 86_400  # A laptop whose clock is hours behind still believes the others.
 RENEW_AT_PARTS: Final = (1, 3)  # At a third of its life: twenty days of sleep do no harm.
 ADDRESSES_MAX: Final = 64  # Of one node; a machine with a hundred container networks names a few.
+PROOF_WAIT_MAX_S: Final = 5.0  # On a LAN it takes milliseconds.
 DOMAIN: Final = "coase"
 CA_NOT_BEFORE: Final = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 CA_NOT_AFTER: Final = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
 CA_SERIAL: Final = 1
 
 _NODE_ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+# As OpenSSL numbers them.
+_CLOCK_CODES: Final = (9, 10)  # Not valid yet, or any more.
+_ADDRESS_CODES: Final = (62, 64)  # A name, or an address, that is not in it.
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _KEY_USAGE: Final = dict.fromkeys(
     (
@@ -143,7 +149,8 @@ class MeshAuthority:
         """Return a certificate for a fresh key of ``node_id``, good as client and as server.
 
         It names the node (``<node_id>.coase``), the addresses and loopback, since who dials an
-        address wants to find it there. Zones (``fe80::1%eth0``) have no place in a certificate.
+        address wants to find it there. A zone (``fe80::1%eth0``) is left out: it has no place in
+        a certificate, and who checks one leaves it out as well.
 
         :raises ConfigurationError: if a name or an address is none, or there are too many
         """
@@ -205,6 +212,60 @@ def server_context(files: MeshFiles) -> ssl.SSLContext:
     return _context(ssl.PROTOCOL_TLS_SERVER, files)
 
 
+async def prove_peer(
+    files: MeshFiles, host: str, port: int, *, wait_max_s: float = PROOF_WAIT_MAX_S
+) -> str:
+    """Return the name of the node at this route port, when both sides have proved themselves.
+
+    What is advertised is a hint; this is the proof, and costs one connection. It may be our own
+    name. A zone (``fe80::1%eth0``) is dialled, but not looked for in the certificate.
+
+    :raises TransportUnavailable: if nobody answers there in time
+    :raises RemoteProtocolError: if who answers has another code or another address, or refuses us;
+        says which
+    :raises ConfigurationError: if our own files cannot be used
+    """
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    context = client_context(files)
+    try:
+        async with asyncio.timeout(wait_max_s):
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=host.partition("%")[0]
+            )
+            try:
+                # Said only after it has believed our certificate.
+                first = (await reader.readuntil(b"\r\n")).removeprefix(b"INFO ")
+                names = writer.get_extra_info("peercert").get("subjectAltName", ())
+            finally:
+                writer.transport.abort()
+        node_id = str(json.loads(first)["server_name"])
+        if ("DNS", f"{node_id}.{DOMAIN}") in names:
+            return node_id
+        raise RemoteProtocolError(f"the node at {where} is not the one that its certificate names")
+    except ssl.SSLCertVerificationError as error:
+        raise RemoteProtocolError(f"{where} is no node of this network: {_why(error)}") from error
+    except ssl.SSLError as error:
+        raise RemoteProtocolError(f"{where} {_refusal(error)} ({error.reason})") from error
+    except (OSError, asyncio.IncompleteReadError) as error:  # A timeout is one of the former.
+        raise TransportUnavailable(f"no answer from {where} ({error or 'in time'})") from error
+    except (ValueError, LookupError, TypeError, asyncio.LimitOverrunError) as error:
+        raise RemoteProtocolError(f"what answers at {where} is no broker") from error
+
+
+def _why(error: ssl.SSLCertVerificationError) -> str:
+    if error.verify_code in _CLOCK_CODES:
+        return f"{error.verify_message}; look at the clocks of both machines"
+    if error.verify_code in _ADDRESS_CODES:
+        return f"{error.verify_message}; it has changed its address since it started"
+    return f"it has another join code ({error.verify_message})"
+
+
+def _refusal(error: ssl.SSLError) -> str:
+    if "ALERT" in (error.reason or ""):
+        return "does not let us in: it has another join code, or its clock or ours is far off"
+    return "speaks no TLS: it is no route port, or one of an open mesh"
+
+
 def _context(side: int, files: MeshFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -256,11 +317,9 @@ def _issuer_id(key: Ed25519PrivateKey) -> x509.AuthorityKeyIdentifier:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
-        found = ipaddress.ip_address(text)
+        found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError as error:
         raise ConfigurationError(f"{text!r} is no address of a machine") from error
-    if found.version == 6 and found.scope_id is not None:
-        raise ConfigurationError(f"{text!r} has a zone, which no certificate names: leave it out")
     if found.is_unspecified or found.is_multicast:
         raise ConfigurationError(f"{text!r} is no address of one machine")
     return found
