@@ -283,6 +283,12 @@ def test_the_page_has_the_commands_that_a_newcomer_needs() -> None:
     assert verbs == {"up", "agent", "ask", "hire", "status", "replay", "doctor"}
 
 
+def test_one_worker_has_the_whole_group(request: pytest.FixtureRequest) -> None:
+    # Or the page is played once by each worker, and every other shared market with it.
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@readme")
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("step", typed(), ids=lambda step: step.command)
 def test_a_command_does_what_the_page_shows(session: Session, step: Typed) -> None:
