@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .advert import Advert, News
     from .types import AgentId
 
 OnEnvelope = Callable[[bytes], None]
 """Called in the event loop with the raw bytes of one envelope. Must not block or raise."""
+
+OnNews = Callable[["News"], None]
+"""Called in the event loop with one piece of news of a neighbour. Must not block or raise."""
 
 
 @dataclass(slots=True)
@@ -71,4 +75,57 @@ class Transport(ABC):
 
     @abstractmethod
     def health(self) -> TransportHealth:
+        """Return the counters as they are now."""
+
+
+@dataclass(slots=True)
+class NeighboursHealth:
+    """Counters of a discovery, for people and for ``coase doctor``."""
+
+    announced: bool = False
+    heard_self: bool = False
+    """Our own announcement came back to us. If it never does, a firewall is in the way."""
+    names: int = 0
+    """How many are followed now."""
+    malformed: int = 0
+    dropped: int = 0
+    """Names that were not followed because there were too many."""
+    complaints: int = 0
+    """What the library had to say about packets and sockets; kept off the terminal."""
+    last_complaint: str = ""
+
+
+class Neighbours(ABC):
+    """Tells others on the local network of us, and us of them. All it says are hints.
+
+    News come once for each change. A neighbour that is heard is told as gone when it says
+    goodbye, or when it was not heard for as long as its advertisement is good.
+    """
+
+    @abstractmethod
+    async def open(self, advert: Advert, on_news: OnNews) -> None:
+        """Advertise us, and report everybody else of any network from now on.
+
+        Of ourselves nothing is reported, but whoever goes by our id in another run is.
+
+        :raises ConfigurationError: if this machine does not allow it, or it is open already
+        """
+
+    @abstractmethod
+    async def update(self, advert: Advert) -> None:
+        """Advertise something else of us, on other addresses perhaps.
+
+        :raises ConfigurationError: if it is not open, or the node id is another one
+        """
+
+    @abstractmethod
+    async def ask(self) -> None:
+        """Ask now who is there, as after a sleep, without waiting for answers."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Say goodbye and report nothing more. Safe to repeat."""
+
+    @abstractmethod
+    def health(self) -> NeighboursHealth:
         """Return the counters as they are now."""
