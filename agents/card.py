@@ -31,8 +31,8 @@ NAME_MAX: Final = 64  # What a machine calls itself.
 ARBITERS_MAX: Final = 8  # As in a request.
 _DOMAIN: Final = b"coase/card/v1\0"
 
-NodeText = Annotated[str, Field(pattern=r"^[0-9a-f]{16}\Z")]
-_Version = Annotated[str, Field(max_length=32, pattern=r"^[0-9A-Za-z.+-]*\Z")]
+NodeText = Annotated[str, Field(pattern=r"^[0-9a-f]{16}\z")]
+_Version = Annotated[str, Field(max_length=32, pattern=r"^[0-9A-Za-z.+-]*\z")]
 
 
 class _Closed(BaseModel):
@@ -52,7 +52,7 @@ class Card(_Closed):
     escrow: AddressText
     arbiters: Annotated[tuple[AddressText, ...], Field(max_length=ARBITERS_MAX, strict=False)]
     faucet: bool
-    bank: Annotated[str, Field(pattern=r"^(0x[0-9a-f]{40})?\Z")]
+    bank: Annotated[str, Field(pattern=r"^(0x[0-9a-f]{40})?\z")]
     node: NodeText
     """The machine that holds the chain."""
     key: AddressText

@@ -237,13 +237,14 @@ def load() -> None:
         buy_commands,
         demo_command,
         keys_command,
+        lan_commands,
         look_commands,
         model_command,
         up_command,
     )
 
-    _ = (agent_command, buy_commands, demo_command, keys_command, look_commands)
-    _ = (model_command, up_command)
+    _ = (agent_command, buy_commands, demo_command, keys_command, lan_commands)
+    _ = (look_commands, model_command, up_command)
 
 
 def run() -> None:

@@ -97,10 +97,10 @@ def _print_sellers(sellers: list[dict[str, str]]) -> None:
     if not sellers:
         out.print("nobody sells anything yet: coase agent run FILE", soft_wrap=True)
         return
-    table = _table("who sells what", "sells", "price", "agent", "address")
+    shown = table("who sells what", "sells", "price", "agent", "address")
     wide = out.width >= WIDE
     if wide:
-        table.add_column("about", no_wrap=True, overflow="ellipsis")
+        shown.add_column("about", no_wrap=True, overflow="ellipsis")
     ids = {seller["capability"] for seller in sellers}
     for seller in sellers:
         name = short_name(seller["capability"])
@@ -112,19 +112,24 @@ def _print_sellers(sellers: list[dict[str, str]]) -> None:
             seller["address"][:ADDRESS_SHOWN],
         ]
         # What strangers say of themselves is text, and never markup.
-        table.add_row(*map(_clean, cells + ([seller["about"]] if wide else [])))
-    out.print(table)
+        shown.add_row(*map(clean, cells + ([seller["about"]] if wide else [])))
+    out.print(shown)
 
 
-def _clean(text: str) -> Text:
+def clean(text: str) -> Text:
+    """Return what somebody else wrote, as text and never markup."""
     return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def table(title: str, *columns: str) -> Table:
+    """Return a table in the one style that all commands have."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    return table
+        made.add_column(column, no_wrap=True, overflow="ellipsis")
+    return made
+
+
+_table = table
 
 
 def _print_deals(deals: list[Row]) -> None:
@@ -136,12 +141,12 @@ def _print_deals(deals: list[Row]) -> None:
     if not bound:
         out.print("no deals of yours yet", soft_wrap=True)
         return
-    table = _table("your deals, newest last", "deal", "as", "with", "what")
+    shown = table("your deals, newest last", "deal", "as", "with", "what")
     for column in ("agreed", "paid"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("state")
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("state")
     for deal in bound[-DEALS_SHOWN:]:
-        table.add_row(
+        shown.add_row(
             deal["deal"][:ID_SHOWN],
             deal["side"],
             deal["counterparty"][:ADDRESS_SHOWN],
@@ -150,7 +155,7 @@ def _print_deals(deals: list[Row]) -> None:
             "" if deal["open"] else units_to_text(deal["to_seller_units"], DECIMALS),
             Text(_state(deal), style="yellow" if deal["open"] else ""),
         )
-    out.print(table)
+    out.print(shown)
     if len(bound) > DEALS_SHOWN:
         out.print(f"and {len(bound) - DEALS_SHOWN} older ones: coase status --json")
 
@@ -223,13 +228,13 @@ def _print_history(row: Row) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = _table("", "time", "after", "who", "did what", "then")
-    table.add_column("price", justify="right", no_wrap=True)
-    table.add_column("transaction", no_wrap=True)
+    shown = table("", "time", "after", "who", "did what", "then")
+    shown.add_column("price", justify="right", no_wrap=True)
+    shown.add_column("transaction", no_wrap=True)
     first = row["history"][0][0] if row["history"] else 0
     for at_ms, state, role, move, price, tx in row["history"]:
         when = datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
-        table.add_row(
+        shown.add_row(
             when.strftime("%H:%M:%S"),
             f"{(at_ms - first) / 1000:.2f} s",
             role,
@@ -238,7 +243,7 @@ def _print_history(row: Row) -> None:
             units_to_text(price, DECIMALS) if price else "",
             tx[:14],
         )
-    out.print(table)
+    out.print(shown)
     if row["open"]:
         from coase.protocol.states import SILENCE, State
 

@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -16,6 +17,7 @@ import typer
 from coase.protocol.errors import ConfigurationError
 
 from .app import Json, app, emit, err, perform, say
+from .lan_host import Hosted, Interfaces, LanPort, LanWish, Peers
 from .scratch import alive, scratch
 
 if TYPE_CHECKING:
@@ -31,27 +33,49 @@ def up(
         Path | None,
         typer.Option(help="Directory that keeps chain, keys and journal; without it all is lost."),
     ] = None,
-    net: Annotated[str, typer.Option(help="Name of the network.")] = "local",
+    net: Annotated[str, typer.Option(help="Name of the network (local, or lan-…).")] = "",
     nats_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the broker; 0 takes a free one.")
     ] = 0,
     rpc_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the chain; 0 takes a free one.")
     ] = 0,
+    lan: Annotated[
+        bool, typer.Option("--lan", help="Let machines with the join code in, over the local net.")
+    ] = False,
+    new_code: Annotated[
+        bool, typer.Option("--new-code", help="Make another join code: the old one ends.")
+    ] = False,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Let everybody in, without a code or encryption.")
+    ] = False,
+    lan_port: LanPort = 0,
+    interface: Interfaces = None,
+    peer: Peers = None,
     json_: Json = False,
 ) -> None:
     """Run a market on this machine: broker, chain, contracts, faucet and an arbiter.
 
     Prints one line of JSON when it is ready, and runs until it is interrupted. Every other
-    command finds it by itself.
+    command finds it by itself. With --lan it shows a join code: [b]coase join CODE[/b] on another
+    machine is all that it takes there.
 
     Example: [b]coase up --state ~/market[/b]
     """
+    wish = LanWish(
+        lan=lan,
+        new_code=new_code,
+        open=open_,
+        port=lan_port,
+        interfaces=tuple(interface or ()),
+        peers=tuple(peer or ()),
+    )
+    wish.require_sense()
 
     async def work() -> None:
         require_free_place()
-        with _place(state) as path:
-            await _up(path, state is not None, net, nats_port, rpc_port, json_)
+        with place(state, SCRATCH) as path:
+            await _up(path, Ports(nats_port, rpc_port), net, wish, state is not None, json_)
 
     perform(work)
 
@@ -105,34 +129,49 @@ def ready_line(network: Network) -> dict[str, object]:
 
 
 @contextmanager
-def _place(state: Path | None) -> Iterator[Path]:
+def place(state: Path | None, prefix: str) -> Iterator[Path]:
     """Yield the directory for the network's state: the user's, or one that is lost at the end."""
     if state is not None:
         yield state.absolute()
         return
-    with scratch(SCRATCH) as path:
+    with scratch(prefix) as path:
         yield path
 
 
-def _port(path: Path, name: str, asked: int) -> int:
-    """Return the port to use: the one asked for, the last one if it is free, or any."""
-    if asked:
-        return asked
-    try:
-        last = int(json.loads((path / PORTS_FILE).read_text())[name])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports that the user asked for; 0 leaves the choice to us."""
+
+    broker: int
+    chain: int
+
+    def choose(self, path: Path, name: str) -> int:
+        """Return the port to use: the one asked for, the last one if it is free, or any."""
+        if asked := getattr(self, name):
+            return int(asked)
         try:
-            probe.bind(("127.0.0.1", last))
-        except (OSError, OverflowError):
+            last = int(json.loads((path / PORTS_FILE).read_text())[name])
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0
+        if not is_free(last):
             say(f"port {last} is taken: the {name} gets another, so start your agents again")
             return 0
-    return last
+        return last
 
 
-def _keep_ports(path: Path, network: Network) -> None:
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Return whether somebody could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def keep_ports(path: Path, network: Network) -> None:
     """Remember the ports, so that agents find a network that is started again."""
     ports = {
         name: int(url.rpartition(":")[2])
@@ -141,9 +180,7 @@ def _keep_ports(path: Path, network: Network) -> None:
     (path / PORTS_FILE).write_text(json.dumps(ports) + "\n")
 
 
-async def _up(
-    path: Path, keep: bool, net: str, nats_port: int, rpc_port: int, as_json: bool
-) -> None:
+async def _up(path: Path, ports: Ports, net: str, wish: LanWish, keep: bool, as_json: bool) -> None:
     import anyio
 
     from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
@@ -154,26 +191,28 @@ async def _up(
 
     directory = StateDirectory(path)
     try:
+        hosted = wish.host(path, net, ports.choose(path, "broker"))
         seed = open_keystore(path)
         arbiter = seed.derive("arbiter")
         async with local_market(
             path,
-            net=net,
+            net=hosted.net,
             arbiter=arbiter,
-            nats_port=_port(path, "broker", nats_port),
-            rpc_port=_port(path, "chain", rpc_port),
+            nats_port=ports.choose(path, "broker"),
+            rpc_port=ports.choose(path, "chain"),
             keep=keep,
+            broker=hosted.broker,
         ) as network:
-            _keep_ports(path, network)
+            keep_ports(path, network)
             journal = SqliteJournal(path / "journal.sqlite")
             transport = await open_transport(network, name="coase-up")
             settlement = await open_settlement(network, journal)
             try:
                 node = Node(network, transport, settlement, journal, seed=seed)
-                async with running(node):
+                async with running(node), hosted.running(network, seed):
                     await ensure_funds(settlement, network, arbiter.address)
                     await node.add_arbiter(arbiter)
-                    await _serve(network, keep, as_json)
+                    await serve(network, lambda: _say_ready(network, hosted, keep, as_json))
             finally:
                 with anyio.CancelScope(shield=True):
                     await settlement.close()
@@ -183,8 +222,27 @@ async def _up(
         directory.release()
 
 
-async def _serve(network: Network, keep: bool, as_json: bool) -> None:
-    """Say that we are ready, and wait to be told to stop."""
+def _say_ready(network: Network, hosted: Hosted, keep: bool, as_json: bool) -> None:
+    emit(ready_line(network) | hosted.ready_line(), indent=None)
+    if as_json:
+        return
+    say_ready()
+    hosted.say_code()
+    if not keep:
+        say("nothing is kept when this ends; --state DIR would keep it")
+
+
+def say_ready() -> None:
+    """Tell a person what can be done now."""
+    err.print(
+        "[green]ready[/]; in other terminals: [b]coase agent run FILE[/b],"
+        " [b]coase ask PROMPT --max-price 0.01[/b], [b]coase status[/b]",
+        soft_wrap=True,
+    )
+
+
+async def serve(network: Network, announce: Callable[[], None]) -> None:
+    """Write the network file, say that we are ready, and wait to be told to stop."""
     import anyio
 
     from coase.agents.config import load_network, save_network
@@ -193,15 +251,7 @@ async def _serve(network: Network, keep: bool, as_json: bool) -> None:
     where = save_network(network)
     try:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            emit(ready_line(network), indent=None)
-            if not as_json:
-                err.print(
-                    "[green]ready[/]; in other terminals: [b]coase agent run FILE[/b],"
-                    " [b]coase ask PROMPT --max-price 0.01[/b], [b]coase status[/b]",
-                    soft_wrap=True,
-                )
-                if not keep:
-                    say("nothing is kept when this ends; --state DIR would keep it")
+            announce()
             async for _ in signals:
                 break
     finally:
