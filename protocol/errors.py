@@ -18,6 +18,7 @@
         ├── JournalFailed             the disk refused; nothing of the group was performed
         ├── TransportUnavailable      the broker cannot be reached
         ├── ChainUnavailable          the chain cannot be reached
+        │   └── FeeTooHigh            gas costs more than we pay; nothing was signed
         ├── CallReverted              the contract refused the call, with its reason
         ├── ComputeFailed             the engine failed or refused the work
         └── DealFailed                the deal ended without what was asked for
@@ -106,6 +107,10 @@ class TransportUnavailable(WorldError):
 
 class ChainUnavailable(WorldError):
     """The chain's endpoint cannot be reached or does not answer sensibly."""
+
+
+class FeeTooHigh(ChainUnavailable):
+    """A transaction would cost more than our limit; nothing was signed, and it may be later."""
 
 
 class CallReverted(WorldError):

@@ -7,6 +7,7 @@ the store, and only then sent. From there on the same bytes are sent until a blo
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
@@ -18,14 +19,16 @@ from coase.protocol.errors import (
     CallReverted,
     ChainUnavailable,
     ConfigurationError,
+    FeeTooHigh,
     LocalProtocolError,
 )
 
+from .endpoints import Endpoints, Trust
 from .rpc import ChainBlock, Endpoint, RpcFailed
 from .transaction import sign_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from coase.protocol.identity import Identity
 
@@ -39,6 +42,8 @@ REPEATS_MAX: Final = 256  # More than one block takes of one sender; the rest co
 BUMP_AFTER_S: Final = 30.0  # Far above a block's time anywhere; then the fee is too low.
 BUMP_PERCENT: Final = 13  # Nodes want 10 more at least, some 12.5.
 TIP_AGE_MAX_S: Final = 10.0
+FEE_MAX_WEI: Final = 500 * 10**9  # A unit of gas; an opening then costs at most 0.3 of the coin.
+BLOCKS_KEPT: Final = 16  # Receipts come of the newest few blocks, many of each.
 RECHECK_EVERY_S: Final = 2.0  # All receipts, whatever the blocks said: endpoints forget.
 _WAITS: Final = ("already known", "already imported", "known transaction", "alreadyknown")
 _NONCE_PAST: Final = ("nonce too low", "nonce is too low", "oldnonce", "invalid transaction nonce")
@@ -90,7 +95,8 @@ class EvmChain:
     """One chain, seen through one endpoint, for any number of keys.
 
     ``poll_s`` is how often the newest block is asked for while somebody waits. A simulation at
-    the next block precedes each transaction, so that a refusal costs nothing.
+    the next block precedes each transaction, so that a refusal costs nothing. ``fee_max_wei`` is
+    the most that it ever bids for a unit of gas, whatever the endpoint says.
     """
 
     def __init__(
@@ -101,12 +107,15 @@ class EvmChain:
         store: TxStore,
         poll_s: float = 0.2,
         wait_max_s: float = WAIT_MAX_S,
+        fee_max_wei: int = FEE_MAX_WEI,
     ) -> None:
         self.endpoint = endpoint
         self.chain_id = chain_id
         self.store = store
         self._poll_s = poll_s
         self._wait_max_s = wait_max_s
+        self._fee_max_wei = fee_max_wei
+        self._blocks: OrderedDict[str, ChainBlock] = OrderedDict()
         self._keys: dict[str, _Key] = {}
         self._effects: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._waiting: dict[str, set[asyncio.Future[TxReceipt]]] = {}
@@ -116,21 +125,22 @@ class EvmChain:
 
     @classmethod
     async def connect(
-        cls, url: str, *, store: TxStore, chain_id: int | None = None, **options: Any
+        cls,
+        url: str | Sequence[str],
+        *,
+        store: TxStore,
+        chain_id: int | None = None,
+        trust: Trust | None = None,
+        **options: Any,
     ) -> EvmChain:
-        """Return the chain at ``url``.
+        """Return the chain at ``url``: one address, or several that are asked in their order.
 
-        :raises ChainUnavailable: if the endpoint does not answer
-        :raises ConfigurationError: if it serves another chain than ``chain_id``
+        :raises ChainUnavailable: if no endpoint answers
+        :raises ConfigurationError: if they serve another chain than ``chain_id``
         """
-        endpoint = Endpoint(url)
+        endpoint = Endpoints(url, chain_id=chain_id, trust=trust)
         try:
-            found = int(await endpoint.ask("eth_chainId"), 16)
-            if chain_id not in (None, found):
-                raise ConfigurationError(f"{url} serves chain {found}, and {chain_id} was expected")
-        except (RpcFailed, TypeError, ValueError) as error:
-            await endpoint.close()
-            raise ChainUnavailable(f"{url} is no endpoint of a chain: {error}") from error
+            found = await endpoint.meet()
         except BaseException:
             await endpoint.close()
             raise
@@ -192,6 +202,7 @@ class EvmChain:
 
         :raises CallReverted: if the contract refuses it, before or after it was sent
         :raises ConfigurationError: if the key has no coin for the gas
+        :raises FeeTooHigh: if gas costs more than we pay; nothing was signed
         :raises ChainUnavailable: if no block has it in time; repeat it under the same id
         """
         clock = asyncio.get_running_loop().time
@@ -202,6 +213,8 @@ class EvmChain:
                 began = clock()
                 try:
                     return await self._send(effect_id, identity, request, abi)
+                except FeeTooHigh:
+                    raise
                 except ChainUnavailable:  # Its process may be starting again just now.
                     if clock() >= away_end or clock() - began >= self._wait_max_s:
                         raise
@@ -431,11 +444,21 @@ class EvmChain:
     async def _bump(
         self, effect_id: str, identity: Identity, request: Request, old: SentTx
     ) -> SentTx:
-        """Sign the same call with the same nonce and a higher fee, and keep it."""
-        fee_max, tip_max = await self._fees()
+        """Sign the same call with the same nonce and a higher fee, and keep it.
+
+        What we pay at most is never passed: then the old one goes on waiting.
+        """
+        try:
+            fee_max, tip_max = await self._fees()
+        except FeeTooHigh as error:
+            self._trouble = str(error)
+            return old
         old_tip, old_fee = fees_of(old.raw)
         fee_max = max(fee_max, old_fee * (100 + BUMP_PERCENT) // 100 + 1)
         tip_max = max(tip_max, old_tip * (100 + BUMP_PERCENT) // 100 + 1)
+        if fee_max > self._fee_max_wei:
+            self._trouble = f"{old.tx_hash} offers the most that we pay for gas: {_gwei(old_fee)}"
+            return old
         key = self._keys.setdefault(identity.address, _Key())
         async with key.lock:
             tx = self._sign(effect_id, identity, request, old.nonce, fee_max, tip_max)
@@ -444,16 +467,25 @@ class EvmChain:
         return tx
 
     async def _fees(self) -> tuple[int, int]:
-        """Return (fee_max, tip_max) that get into a block even if the base fee doubles."""
+        """Return (fee_max, tip_max) that get into a block even if the base fee doubles.
+
+        :raises FeeTooHigh: if not even the next block is to be had for what we pay
+        """
         clock = asyncio.get_running_loop().time
         if clock() - self._tip[0] >= TIP_AGE_MAX_S:
             try:
                 tip = int(await self.endpoint.ask("eth_maxPriorityFeePerGas"), 16)
-            except RpcFailed:
+            except (RpcFailed, TypeError, ValueError):
                 tip = 10**9  # Endpoints without the method want about that.
             self._tip = (clock(), max(1, tip))
-        head = await self.endpoint.latest()
-        return 2 * head.base_fee + self._tip[1], self._tip[1]
+        head, tip = await self.endpoint.latest(), self._tip[1]
+        if head.base_fee + tip > self._fee_max_wei:
+            raise FeeTooHigh(
+                f"{self.endpoint.url} asks {_gwei(head.base_fee + tip)} for a unit of gas, and we"
+                f" pay at most {_gwei(self._fee_max_wei)}: nothing was sent. Wait, use another"
+                " endpoint if this one is wrong, or raise fee_max_wei in the network file"
+            )
+        return min(2 * head.base_fee + tip, self._fee_max_wei), tip
 
     async def _mined_nonce(self, address: str) -> int:
         try:
@@ -464,13 +496,25 @@ class EvmChain:
     async def _is_past(self, tx: SentTx, key: _Key, sent: Iterable[SentTx]) -> bool:
         """Return whether the nonce is used up, and by none of ours that we can see.
 
-        Receipts may lag behind nonces on an endpoint of several machines, so it looks twice.
+        Receipts may lag behind nonces on an endpoint of several machines, so it looks twice; and
+        one that knows a transaction has not forgotten it for good.
         """
         key.mined = await self._mined_nonce(tx.sender)
         if key.mined <= tx.nonce:
             await asyncio.sleep(self._poll_s)
             return False
-        return await self._wait([one.tx_hash for one in sent], REPEAT_EVERY_S) is None
+        hashes = [one.tx_hash for one in sent]
+        if await self._wait(hashes, REPEAT_EVERY_S) is not None:
+            return False
+        asked = [("eth_getTransactionByHash", [tx_hash]) for tx_hash in hashes]
+        try:
+            known = await self.endpoint.ask_many(asked)
+        except RpcFailed as error:
+            raise ChainUnavailable(f"{self.endpoint.url} tells no transaction: {error}") from error
+        if any(found is not None for found in known):
+            self._trouble = f"{self.endpoint.url} has {tx.tx_hash} and gives no receipt of it"
+            return False
+        return True
 
     async def _reason(
         self, receipt: TxReceipt, request: Request, sender: str, abi: Abi
@@ -529,9 +573,34 @@ class EvmChain:
             raws = await self.endpoint.ask_many(
                 [("eth_getTransactionReceipt", [tx_hash]) for tx_hash in hashes]
             )
-            return [_receipt(raw) for raw in raws if raw is not None]
+            found = [_receipt(raw) for raw in raws if raw is not None]
         except (RpcFailed, KeyError, TypeError, ValueError) as error:
             raise ChainUnavailable(f"{self.endpoint.url} gives no receipts: {error}") from error
+        wanted = set(hashes)
+        return [one for one in found if one.tx_hash in wanted and await self._is_in_block(one)]
+
+    async def _is_in_block(self, receipt: TxReceipt) -> bool:
+        """Return whether the block that a receipt names is there and holds the transaction.
+
+        A fork may have undone it meanwhile, and some endpoints tell of blocks to come.
+        """
+        block = self._blocks.get(receipt.block_hash)
+        if block is None:
+            block = await self.endpoint.find_block(hex(receipt.block))
+            if block is not None:
+                self._keep(block)
+        if block is None or block.hash != receipt.block_hash:
+            self._trouble = f"{self.endpoint.url} gives a receipt of a block that is not there"
+            return False
+        if receipt.tx_hash not in block.tx_hashes:
+            self._trouble = f"{self.endpoint.url} gives a receipt that its block does not hold"
+            return False
+        return True
+
+    def _keep(self, block: ChainBlock) -> None:
+        self._blocks[block.hash] = block
+        while len(self._blocks) > BLOCKS_KEPT:
+            self._blocks.popitem(last=False)
 
     async def _wait(self, hashes: list[str], seconds: float) -> TxReceipt | None:
         """Wait for the receipt of any of ``hashes``; None if there is none in time."""
@@ -560,6 +629,7 @@ class EvmChain:
         while self._waiting:
             try:
                 block = await self.endpoint.latest()
+                self._keep(block)
                 if clock() >= recheck_at or seen is None or _missed(seen, block):
                     wanted, recheck_at = list(self._waiting), clock() + RECHECK_EVERY_S
                 else:
@@ -575,6 +645,11 @@ class EvmChain:
                 for key in self._keys.values():
                     key.suspect = True
             await asyncio.sleep(self._poll_s)
+
+
+def _gwei(wei: int) -> str:
+    """Return a price of gas for people, to three places."""
+    return f"{wei // 10**9}.{wei % 10**9 // 10**6:03} gwei"
 
 
 def _missed(seen: ChainBlock, block: ChainBlock) -> bool:

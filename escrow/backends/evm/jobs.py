@@ -8,6 +8,8 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, Final
 
+from eth_abi.exceptions import DecodingError
+
 from coase.escrow.ports import ChainEvent, ChainTerms
 from coase.protocol.errors import ChainUnavailable
 from coase.protocol.types import How, JobView, Phase
@@ -79,6 +81,7 @@ class JobLog:
 
         After a fork that reaches below ``from_block``, the first call gives all events since the
         fork: what was there before has not happened, and what came in its place must not be lost.
+        So it is when reading again brings up what an endpoint had left out.
         """
         await self._sync.get()
         if self._forked_at is not None:
@@ -109,12 +112,24 @@ class JobLog:
         if self._reread_at is None:
             self._reread_at = clock + REREAD_EVERY_S
         elif clock >= self._reread_at:
+            await self._read_again(target)
             self._reread_at = clock + REREAD_EVERY_S
-            self._cut(max(self._from_block, self._next - REREAD_BLOCKS))
+            return
         if self._blocks.get(target.number) == target.hash and self._next == target.number + 1:
             return
         await self._find_fork(target)
         await self._read_logs(target)
+
+    async def _read_again(self, target: ChainBlock) -> None:
+        """Read the newest blocks once more, and remember from where on something was missing."""
+        told, end = {_place(event) for event in self._events}, self._next
+        await self._find_fork(target)
+        end = min(end, self._next)
+        self._cut(max(self._from_block, self._next - REREAD_BLOCKS))
+        await self._read_logs(target)
+        left_out = [e.block for e in self._events if e.block < end and _place(e) not in told]
+        if left_out:
+            self._forked_at = min(left_out[0], self._forked_at or left_out[0])
 
     async def _find_fork(self, target: ChainBlock) -> None:
         """Forget what the chain has forgotten: everything above the last block that still is."""
@@ -168,7 +183,7 @@ class JobLog:
                     ) from error
                 span = max(1, (last - self._next + 1) // 4)  # It has a limit of its own.
                 continue
-            await self._take(raws)
+            await self._take(raws, self._next, last)
             self._next = last + 1
         self._blocks[target.number] = target.hash
         while len(self._blocks) > KNOWN_BLOCKS_MAX:
@@ -184,12 +199,35 @@ class JobLog:
         raws: list[dict[str, Any]] = await self._endpoint.ask("eth_getLogs", query)
         return raws
 
-    async def _take(self, raws: list[dict[str, Any]]) -> None:
-        times = await self._times(raws)
+    async def _take(self, raws: list[dict[str, Any]], first: int, last: int) -> None:
+        """Add what logs tell, all of it or nothing."""
+        try:
+            found = self._told(raws, await self._times(raws))
+        except (KeyError, TypeError, ValueError, IndexError, DecodingError) as error:
+            raise ChainUnavailable(
+                f"{self._endpoint.url} gives no sensible logs: {type(error).__name__} {error}"
+            ) from error
+        for told, how in sorted(found, key=lambda item: _place(item[0])):
+            if not first <= told.block <= last:
+                raise ChainUnavailable(
+                    f"{self._endpoint.url} gives logs of block {told.block} for {first} to {last}"
+                )
+            if how is not None:
+                self._hows[told.block, told.log_index] = how
+            self._events.append(told)
+            self._by_job.setdefault(told.job_id, []).append(told)
+            self._views.pop(told.job_id, None)
+
+    def _told(
+        self, raws: list[dict[str, Any]], times: dict[int, int]
+    ) -> list[tuple[ChainEvent, How | None]]:
+        found: list[tuple[ChainEvent, How | None]] = []
         for raw in raws:
+            if str(raw["address"]).lower() != self._escrow.lower():
+                raise ValueError(f"of {raw['address']}, not of the escrow")
             topics = [bytes.fromhex(topic[2:]) for topic in raw["topics"]]
             event = escrow_abi().events[topics[0]]
-            if int.from_bytes(topics[1], "big") < PLAIN_ID_MAX:
+            if int.from_bytes(topics[1], "big") < PLAIN_ID_MAX or raw.get("removed"):
                 continue
             fields = event.decode(topics, bytes.fromhex(raw["data"][2:]))
             number, index = int(raw["blockNumber"], 16), int(raw["logIndex"], 16)
@@ -205,11 +243,8 @@ class JobLog:
                 to_seller_units=fields.get("toSeller", 0),
                 to_buyer_units=fields.get("toBuyer", 0),
             )
-            if _HOW in fields:
-                self._hows[number, index] = How(fields[_HOW])
-            self._events.append(told)
-            self._by_job.setdefault(told.job_id, []).append(told)
-            self._views.pop(told.job_id, None)
+            found.append((told, How(fields[_HOW]) if _HOW in fields else None))
+        return found
 
     async def _times(self, raws: list[dict[str, Any]]) -> dict[int, int]:
         times: dict[int, int] = {}
@@ -264,6 +299,10 @@ def fold(view: JobView, event: ChainEvent, *, bond_units: int, how: How) -> JobV
         case "cancelled":
             return JobView(Phase.CANCELLED, tx_hash=event.tx_hash)
     return view
+
+
+def _place(event: ChainEvent) -> tuple[int, int]:
+    return event.block, event.log_index
 
 
 def _moved(view: JobView, phase: Phase, event: ChainEvent) -> JobView:

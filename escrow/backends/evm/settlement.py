@@ -108,7 +108,7 @@ class EvmSettlement(Settlement):
     @classmethod
     async def connect(
         cls,
-        url: str,
+        url: str | Sequence[str],
         *,
         escrow: str,
         store: TxStore,
@@ -119,7 +119,7 @@ class EvmSettlement(Settlement):
         poll_s: float = 0.2,
         **options: Any,
     ) -> EvmSettlement:
-        """Return the settlement of the escrow at ``url``.
+        """Return the settlement of the escrow at ``url``, one endpoint or several.
 
         ``from_block`` is the block of its deployment, or later: deals before it are not seen.
         Without ``funding`` it takes the best that the token offers.
