@@ -246,8 +246,10 @@ async def prove_peer(
         raise RemoteProtocolError(f"{where} is no node of this network: {_why(error)}") from error
     except ssl.SSLError as error:
         raise RemoteProtocolError(f"{where} {_refusal(error)} ({error.reason})") from error
-    except (OSError, asyncio.IncompleteReadError) as error:  # A timeout is one of the former.
-        raise TransportUnavailable(f"no answer from {where} ({error or 'in time'})") from error
+    except TimeoutError as error:
+        raise TransportUnavailable(f"no answer from {where} in {wait_max_s} s") from error
+    except (OSError, asyncio.IncompleteReadError) as error:
+        raise TransportUnavailable(f"no answer from {where} ({error})") from error
     except (ValueError, LookupError, TypeError, asyncio.LimitOverrunError) as error:
         raise RemoteProtocolError(f"what answers at {where} is no broker") from error
 

@@ -19,9 +19,11 @@ if __name__ == "__main__":
 
 from coase.agents.pieces import piece_id  # noqa: E402
 from coase.agents.wares import FIXED  # noqa: E402
+from coase.protocol.backends.mesh_tls import MeshAuthority  # noqa: E402
 from coase.protocol.envelope import digest, pack, public_key, seal, seal_info, unseal  # noqa: E402
 from coase.protocol.errors import Refused  # noqa: E402
 from coase.protocol.identity import Identity, keccak256  # noqa: E402
+from coase.protocol.joincode import JoinCode  # noqa: E402
 from coase.protocol.messages import (  # noqa: E402
     canonical_json,
     capability_id,
@@ -57,6 +59,7 @@ RESULT: Final = b'{"text":"HELLO"}'
 TASK_SALT: Final = b"\x05" * 32
 RESULT_SALT: Final = b"\x06" * 32
 SEAL_SECRET: Final = b"\x07" * 32
+LAN_SECRET: Final = bytes(range(1, 17))
 SCHEMA: Final = {"type": "object", "properties": {"text": {"type": "string", "title": "Text"}}}
 SCHEMAS: Final = schemas_hash(SCHEMA, SCHEMA)
 TERMS: Final = Terms(
@@ -249,6 +252,22 @@ def sealed() -> dict[str, Any]:
     }
 
 
+def lan() -> dict[str, Any]:
+    """A join code and what follows from it."""
+    code = JoinCode.of(LAN_SECRET)
+    return {
+        "about": "HMAC-SHA256 and HKDF-SHA256 of 16 bytes; an Ed25519 authority in DER",
+        "secret": h(LAN_SECRET),
+        "text": code.text,
+        "also_read": [code.text.lower().replace("-", " "), code.text.replace("1", "l")],
+        "network_tag": code.network_tag,
+        "net": code.net,
+        "ca_seed": h(code.ca_seed),
+        "derived": {purpose: h(code.secret(purpose)) for purpose in ("ca", "other")},
+        "ca_certificate": MeshAuthority(code).ca_pem.decode(),
+    }
+
+
 VECTORS: Final = {
     "signing": signing,
     "terms": terms,
@@ -256,6 +275,7 @@ VECTORS: Final = {
     "names": names,
     "schemas": schemas,
     "seal": sealed,
+    "lan": lan,
 }
 
 
