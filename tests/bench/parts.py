@@ -17,7 +17,7 @@ import anyio
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.config import NatsAddress, Network
 from coase.agents.node import Node, running
-from coase.escrow.backends.memory import MemoryChain, MemorySettlement
+from coase.escrow.backends.memory import MemoryChain, MemorySettlement, seal_for_ever
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig
 from coase.protocol.identity import Identity
@@ -62,8 +62,12 @@ async def connect(network: Network) -> NatsTransport:
     return await NatsTransport.connect(config)
 
 
+LOCK_S: Final = 5
+"""What is agreed lapses after this, since nobody locks: the history of a bench has ended deals."""
+
+
 class Idle(MemorySettlement):
-    """A settlement whose calls never end, so that nothing after ``agreed`` costs anything."""
+    """A settlement that locks nothing, so that little after ``agreed`` costs anything."""
 
     async def perform(self, effect_id: str, call: Call, identity: Identity) -> Receipt:
         """Wait for ever."""
@@ -73,9 +77,9 @@ class Idle(MemorySettlement):
 
 @asynccontextmanager
 async def bench_node(network: Network, agent: Agent, secret: int) -> AsyncIterator[Node]:
-    """Yield a node with one agent, a real journal and a chain in memory that never moves.
+    """Yield a node with one agent, a real journal and a chain in memory.
 
-    Every deal stays agreed until its lock lapses, since nobody seals a block.
+    Every deal stays agreed until its lock lapses.
     """
     with tempfile.TemporaryDirectory(prefix="coase-bench-") as folder:
         journal = SqliteJournal(Path(folder) / "journal.sqlite")
@@ -85,9 +89,11 @@ async def bench_node(network: Network, agent: Agent, secret: int) -> AsyncIterat
         seed = Identity(secret.to_bytes(32, "big"))
         node = Node(network, transport, settlement, journal, seed=seed)
         try:
-            async with running(node):
+            async with running(node), anyio.create_task_group() as group:
+                group.start_soon(seal_for_ever, chain, lambda: int(time.time()))
                 await node.add(agent)
                 yield node
+                group.cancel_scope.cancel()
         finally:
             await transport.close()
             await journal.close()

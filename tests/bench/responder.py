@@ -14,11 +14,12 @@ import anyio
 from coase.agents.admission import Admission
 from coase.agents.agent import Agent, Job
 from coase.agents.config import Network
+from coase.agents.seller import Windows
 from coase.agents.wares import Summarise, Summary
 from coase.negotiation.pricing import Price
 from coase.protocol.identity import Identity
 from tests.bench.bare import bare_reply, raw_client
-from tests.bench.parts import bench_node
+from tests.bench.parts import LOCK_S, bench_node
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -50,6 +51,7 @@ async def seller(network: Network) -> None:
         strategy="linear",
         capacity=1_000_000,
         deliver_within=60,
+        windows=Windows(lock_s=LOCK_S),
     )
     async def work(task: Summarise, job: Job) -> Summary:
         return Summary(summary=task.text)

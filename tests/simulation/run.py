@@ -7,6 +7,7 @@ invariant is printed with the command that shows it again.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--deals", type=int, default=0, help="requests in each world")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(arguments)
     seeds = seeds_of(options.seeds, options.first)
     if options.seed is not None:
@@ -90,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for table in (outcomes, counts):
         print("; ".join(f"{name} {count}" for name, count in table.most_common()))
+    if options.json:
+        figures = {"deals": deals, "events": events, "took_s": took, "processor_s": worked}
+        print(json.dumps({**figures, "outcomes": outcomes, "failed": failed}))
     if failed:
         print(f"{len(failed)} seeds failed: {failed}")
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -216,3 +217,13 @@ def test_a_seed_that_fails_is_printed_with_its_command(
     monkeypatch.setattr(desks, "AWAITED", frozenset())
     assert main(["--seed", "0", "--deals", "2"]) == 1
     assert "run.py --seed 0 --deals 2 --trace" in capsys.readouterr().out
+
+
+def test_a_run_ends_with_figures_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["deals"] == sum(
+        number for name, number in figures["outcomes"].items() if name != "no deal"
+    )
+    assert figures["took_s"] > 0
+    assert figures["failed"] == []
