@@ -71,6 +71,8 @@ class _Member:
     advert: Advert
     first_ms: int
     heard_ms: int
+    likely: tuple[str, ...]
+    """Where it may be dialled by what it says, the most likely first."""
     left_ms: int | None = None
     """When its advertisement went; None while it stands."""
     proven: str = ""
@@ -89,6 +91,12 @@ class _Member:
             return None
         return max(self.left_ms, self.down_ms) + GONE_GRACE_MS
 
+    def addresses(self) -> tuple[str, ...]:
+        """Return where to look for it: where it was proven first."""
+        if not self.proven or self.proven == self.likely[0]:
+            return self.likely
+        return tuple(dict.fromkeys((self.proven, *self.likely)))
+
     def waits(self, address: str, now_ms: int) -> bool:
         return address in self.failures and self.failures[address].until_ms > now_ms
 
@@ -101,6 +109,7 @@ class Membership:
         self._loopback = loopback
         self._members: dict[str, _Member] = {}
         self._strangers: dict[str, Row] = {}
+        self._up: dict[str, str] = {}
         self._in_force: tuple[Dial, ...] = ()
         self._changes_left = CHANGES_BURST
         self._refilled_ms: int | None = None
@@ -137,7 +146,8 @@ class Membership:
             self._heard_again(member, advert, now_ms)
         elif self._make_room(now_ms):
             self._strangers.pop(advert.node_id, None)
-            member = _Member(advert, now_ms, now_ms, runs=(advert.run,))
+            member = _Member(advert, now_ms, now_ms, self._likely(advert), runs=(advert.run,))
+            member.up = advert.node_id in self._up
             self._members[advert.node_id] = member
 
     def malformed(self, label: str, refusal: Refusal, now_ms: int) -> None:
@@ -157,11 +167,12 @@ class Membership:
         without its node showing up here has failed: the next one has its turn, and after the last
         all wait, for longer each time.
         """
+        self._up = dict(routes)
         for node_id, member in self._members.items():
             was_up, member.up = member.up, node_id in routes
             if member.up:
                 address = routes[node_id]
-                if address and address in (member.dialled, *_endpoints(member.advert)):
+                if address and address in (member.dialled, *member.likely):
                     member.proven = address
                     member.failures.pop(address, None)
             elif was_up:
@@ -174,12 +185,14 @@ class Membership:
         member = self._members.get(node_id)
         if member is None or member.up or member.waits(address, now_ms):
             return
-        if address in self._addresses(member):
+        if address in member.addresses():
             member.failures.setdefault(address, _Failures()).add(now_ms)
 
     def moved(self, own: Advert) -> None:
         """Take in that our own advertisement has changed."""
         self._own = own
+        for member in self._members.values():
+            member.likely = self._likely(member.advert)
 
     # What follows from it
 
@@ -215,8 +228,12 @@ class Membership:
         """Return a line for everybody heard: the joined first, then ours, then strangers."""
         self._expire(now_ms)
         ours = [self._row(member, now_ms) for member in self._members.values()]
+        for node_id in self._up.keys() - self._members.keys():
+            why = "not heard here: another node told of it, or it dialled us"
+            ours.append(Row(node_id=node_id, network=self._own.network, joined=True, why=why))
         ours.sort(key=lambda row: (not row.joined, row.node_id))
-        return (*ours, *sorted(self._strangers.values(), key=lambda row: row.node_id))
+        others = [row for row in self._strangers.values() if row.node_id not in self._up]
+        return (*ours, *sorted(others, key=lambda row: row.node_id))
 
     @property
     def clash(self) -> str:
@@ -240,8 +257,8 @@ class Membership:
             member.doubled = advert.run in member.runs
             others = tuple(run for run in member.runs if run != advert.run)
             member.runs = (*others, advert.run)[-3:]
-        member.advert = advert
-        known = self._addresses(member)
+        member.advert, member.likely = advert, self._likely(advert)
+        known = member.addresses()
         member.failures = {a: f for a, f in member.failures.items() if a in known}
         if came_back:
             member.failures.clear()
@@ -302,12 +319,12 @@ class Membership:
     # The choice
 
     def _wanted(self, now_ms: int) -> tuple[Dial, ...]:
-        places = MESH_NODES_MAX - 1
         up = [member for member in self._members.values() if member.up]
         down = [m for m in self._members.values() if not m.up and self._choice(m, now_ms)]
         down.sort(key=lambda m: (not m.proven, _failed(m), m.first_ms, m.advert.node_id))
-        self._full = len(up) + len(down) > places
-        chosen = [*up, *down[: max(0, places - len(up))]]
+        places = MESH_NODES_MAX - 1 - len(self._up)
+        self._full = len(down) > places
+        chosen = [*up, *down[: max(0, places)]]
         dials = ((m.advert.node_id, self._choice(m, now_ms)) for m in chosen)
         return tuple(sorted(Dial(node_id, address) for node_id, address in dials if address))
 
@@ -316,20 +333,16 @@ class Membership:
         if member.up:
             # Whoever dialled us is reached: to dial back would only make our broker hang up one.
             return member.dialled or member.proven
-        addresses = [a for a in self._addresses(member) if not member.waits(a, now_ms)]
+        addresses = [a for a in member.addresses() if not member.waits(a, now_ms)]
         if member.dialled in addresses:
             return member.dialled
         if not addresses and member.left_ms is None:
             return member.proven  # It was there once and says that it still is: go on knocking.
         return addresses[0] if addresses else ""
 
-    def _addresses(self, member: _Member) -> tuple[str, ...]:
-        """Return where to look for a node: where it was proven first, then the most likely."""
-        heard = sorted(member.advert.addresses, key=self._unlikely)
-        found = [_endpoint(address, member.advert.port) for address in heard]
-        if member.proven:
-            found.insert(0, member.proven)
-        return tuple(dict.fromkeys(found))
+    def _likely(self, advert: Advert) -> tuple[str, ...]:
+        nearest_first = sorted(advert.addresses, key=self._unlikely)
+        return tuple(_endpoint(address, advert.port) for address in nearest_first)
 
     def _unlikely(self, text: str) -> tuple[bool, int, int, int]:
         """Sort what is nearest to our own addresses to the front.
@@ -363,7 +376,7 @@ class Membership:
             name=advert.name,
             software=advert.software,
             network=advert.network,
-            addresses=tuple(dict.fromkeys((*self._addresses(member), *_endpoints(advert)))),
+            addresses=member.addresses(),
             joined=member.up,
             why="; ".join(self._remarks(member, now_ms)),
             serves_chain=advert.serves_chain,
@@ -387,7 +400,7 @@ class Membership:
                 one.until_ms for one in member.failures.values() if one.until_ms > now_ms
             )
             yield (
-                f"nobody with our join code answers at {', '.join(self._addresses(member)[:3])}"
+                f"nobody with our join code answers at {', '.join(member.addresses()[:3])}"
                 f" (a firewall, or a forged advertisement); next try in"
                 f" {max(0, until_ms - now_ms + 999) // 1000} s"
             )
