@@ -344,7 +344,7 @@ async def test_who_is_not_there_or_says_nothing_is_told_from_who_is_wrong(tmp_pa
         with pytest.raises(TransportUnavailable, match="no answer"):
             await prove_peer(files, "127.0.0.1", port)
         quiet.listen()
-        with pytest.raises(TransportUnavailable, match="in 0.05 s"):
+        with pytest.raises(TransportUnavailable, match=r"in 0\.05 s"):
             await prove_peer(files, "127.0.0.1", port, wait_max_s=0.05)
     async with answering(files, b"") as port:
         with pytest.raises(TransportUnavailable, match="no answer"):
