@@ -377,7 +377,7 @@ async def test_what_is_bid_never_passes_the_limit_not_even_when_stuck(
     await chain.close()
 
 
-# ------------------------------------------------------------------------------------- several hands
+# ------------------------------------------------------------------------------------ several hands
 
 
 @pytest.mark.anyio

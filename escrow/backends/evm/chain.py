@@ -386,8 +386,8 @@ class EvmChain:
                 return True  # Something with its nonce waits there; the bump will outbid it.
             if any(words in said for words in _POOR):
                 raise ConfigurationError(
-                    f"{tx.sender} has too little of the chain's coin to pay for gas: fund it "
-                    f"({error.message})"
+                    f"{tx.sender} has too little of the chain's coin to pay for gas: send it at"
+                    f" least {coin_text(cost_of(tx.raw))} of it ({error.message})"
                 ) from error
             if any(words in said for words in _NEVER):
                 raise ConfigurationError(
@@ -673,6 +673,19 @@ def fees_of(raw: bytes) -> tuple[int, int]:
     """Return (tip_max, fee_max) of a transaction of type 2."""
     fields = rlp.decode(raw[1:])
     return int.from_bytes(fields[2], "big"), int.from_bytes(fields[3], "big")
+
+
+def cost_of(raw: bytes) -> int:
+    """Return what a transaction of type 2 may take of its sender's coin at most, in wei."""
+    fields = [int.from_bytes(field, "big") for field in rlp.decode(raw[1:])[3:7]]
+    fee_max, gas, _, value = fields
+    return fee_max * gas + value
+
+
+def coin_text(wei: int) -> str:
+    """Return an amount of the chain's coin for people, to six places and rounded up."""
+    micro = -(-wei // 10**12)
+    return f"{micro // 10**6}.{micro % 10**6:06}"
 
 
 def destination_of(raw: bytes) -> tuple[str, bytes]:

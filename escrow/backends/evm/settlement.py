@@ -97,7 +97,10 @@ class EvmSettlement(Settlement):
         self.asset = token.asset
         self.domain = Domain(chain.chain_id, escrow)
         self.confirmations = confirmations
-        self._token_domain = token.domain
+        self.token_domain = token.domain
+        """The domain in which the token's holders sign payments, where it takes signatures."""
+        self.kinds = token.kinds
+        """How the token can be paid, the best last."""
         self._funding = funding
         self._log = JobLog(
             chain.endpoint, escrow, confirmations=confirmations, from_block=from_block
@@ -140,8 +143,9 @@ class EvmSettlement(Settlement):
             token = await token_facts(chain, "0x" + found[12:32].hex())
             if funding not in (None, *token.kinds):
                 raise ConfigurationError(
-                    f"the token {token.asset.token} cannot be paid by {funding}: it takes "
-                    + " or ".join(token.kinds)
+                    f"the token {token.asset.token} cannot be paid by {funding}: it takes"
+                    f" {' or '.join(token.kinds)}; set funding in the network file so, or leave it"
+                    " out"
                 )
         except BaseException:
             await chain.close()
@@ -248,7 +252,7 @@ class EvmSettlement(Settlement):
         if self._funding is FundingKind.AUTHORIZATION:
             return by_authorization(
                 identity,
-                self._token_domain,
+                self.token_domain,
                 escrow=escrow,
                 units=units,
                 job_id=job_id_of(call, self.domain),
@@ -261,7 +265,7 @@ class EvmSettlement(Settlement):
             )
             return by_permit(
                 identity,
-                self._token_domain,
+                self.token_domain,
                 escrow=escrow,
                 units=units,
                 nonce=nonce,
