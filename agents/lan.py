@@ -25,17 +25,20 @@ from coase.protocol.backends.interfaces import local_addresses, watch_addresses
 from coase.protocol.backends.mdns import MdnsNeighbours
 from coase.protocol.backends.mesh_tls import MeshAuthority
 from coase.protocol.errors import ConfigurationError, TransportUnavailable
-from coase.protocol.mesh import Membership
+from coase.protocol.mesh import MESH_NODES_MAX, Membership
 
 from .neighbours import Neighbour, NeighbourDesk, greet
+from .proofs import Proofs
 from .supervisor import supervise
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from anyio.abc import TaskGroup
+
     from coase.protocol.advert import News
-    from coase.protocol.backends.mesh_tls import MeshFiles
+    from coase.protocol.backends.mesh_tls import MeshFiles, NodeCertificate
     from coase.protocol.joincode import JoinCode
     from coase.protocol.ports import Neighbours
 
@@ -45,7 +48,9 @@ OPEN_MESH: Final = "lan-open"
 TLS_DIRECTORY: Final = "mesh"
 BROKER_DIRECTORY: Final = "broker"
 LOOK_EVERY_S: Final = 2.0  # At the broker's routes: who is joined, and whose address failed.
-FIRST_LOOKS_EVERY_S: Final = 0.1  # While nobody is joined yet and somebody waits.
+HURRY_EVERY_S: Final = 0.1  # A route takes 0.1 s.
+HURRY_MS: Final = 3_000  # After a route was added; then it is not there for a reason.
+SOON_S: Final = 0.02
 GREET_EVERY_S: Final = 10.0
 ADDRESSES_EVERY_S: Final = 3.0
 SLEPT_MIN_S: Final = 10.0  # A busy machine is late by less.
@@ -107,6 +112,10 @@ class Lan:
                 port=options.port,
             ),
         )
+        self._proofs = Proofs(self._tls, lambda: self._news.set())
+        self._routes: list[str] = []
+        self._hurry_until_ms = 0
+        self._troubles: dict[str, str] = {}
         self._run = f"{time.time_ns() & 0xFFFFFFFF:08x}"
         self._news = anyio.Event()
         self._changed = anyio.Event()
@@ -146,10 +155,14 @@ class Lan:
                 "addresses": list(row.addresses),
                 "joined": row.joined,
                 "chain": row.serves_chain,
-                "why": row.why,
+                "why": row.why if row.joined else self._troubles.get(row.node_id) or row.why,
             }
             for row in self.membership.rows(_now_ms())
         ]
+
+    def peers(self) -> dict[str, str]:
+        """Return the machines that the user named, each with why it is not joined, if it is not."""
+        return {peer: self._troubles.get(peer, "") for peer in self.options.peers}
 
     @property
     def clash(self) -> str:
@@ -169,6 +182,7 @@ class Lan:
             "port": self.broker.route_port,
             "met": [neighbour.to_json() for neighbour in self.met.values()],
             "heard": self.heard(),
+            "peers": self.peers(),
             "clash": self.clash,
             "certificate_ends_s": self._certificate_ends_s,
             "strangers_dropped": self.membership.strangers_dropped if self.membership else 0,
@@ -241,30 +255,70 @@ class Lan:
 
     async def _keep_routes(self) -> None:
         """Give the broker the routes that membership wants, and tell membership what came of it."""
-        assert self.membership is not None
-        while True:
-            self._news = anyio.Event()
-            now_ms = _now_ms()
-            try:
-                wanted = [dial.address for dial in self.membership.routes(now_ms)]
-                await self.broker.set_routes([*wanted, *self._unmet_peers(wanted)])
-                routes = await self.broker.routes()
-            except TransportUnavailable as error:  # It is being started again.
-                log.warning("the broker's routes cannot be set: %s", error)
-            else:
-                known = {route.node_id: route.address if route.dialled else "" for route in routes}
-                self.membership.connected(known, _now_ms())
-                if set(known) - {self.node} != set(self.met):
-                    await self._greet(expect=len(set(known) - {self.node}))
-            wait_s = LOOK_EVERY_S if self.met else FIRST_LOOKS_EVERY_S
-            if (change_ms := self.membership.next_change_ms(now_ms)) is not None:
-                wait_s = min(wait_s, max(change_ms - now_ms, 0) / 1_000 + 0.01)
-            with anyio.move_on_after(wait_s):
-                await self._news.wait()
+        async with anyio.create_task_group() as group:
+            while True:
+                self._news = anyio.Event()
+                try:
+                    await self._look(group)
+                except TransportUnavailable as error:  # It is being started again.
+                    log.warning("the broker's routes cannot be set: %s", error)
+                with anyio.move_on_after(self._pause_s()):
+                    await self._news.wait()
 
-    def _unmet_peers(self, wanted: Sequence[str]) -> list[str]:
-        """Return the addresses that the user named and mDNS did not."""
-        return [peer for peer in self.options.peers if peer not in wanted]
+    async def _look(self, group: TaskGroup) -> None:
+        assert self.membership is not None
+        now_ms = _now_ms()
+        dials = {dial.address: dial.node_id for dial in self.membership.routes(now_ms)}
+        self._proofs.look([*dials, *self.options.peers], group)
+        wanted = [address for address in dials if self._is_proven(address, dials[address], now_ms)]
+        reached = {self._proofs.node_at(address) or dials[address] for address in wanted}
+        for peer in self.options.peers:
+            node = self._proofs.node_at(peer)
+            self._trouble_with(peer, node)
+            if self._tls is None or (node and node != self.node and node not in reached):
+                wanted.append(peer)
+                reached.add(node)
+        wanted = wanted[: MESH_NODES_MAX - 1]
+        if wanted != self._routes:
+            self._routes, self._hurry_until_ms = wanted, now_ms + HURRY_MS
+        await self.broker.set_routes(wanted)
+        found = {r.node_id: r.address if r.dialled else "" for r in await self.broker.routes()}
+        found.pop(self.node, None)
+        self.membership.connected(found, _now_ms())
+        for node in found:
+            self._troubles.pop(node, None)
+        if set(found) != set(self.met):
+            await self._greet(expect=len(found))
+
+    def _is_proven(self, address: str, node: str, now_ms: int) -> bool:
+        """Return whether the broker may be sent there; tell membership if it may not."""
+        if self._tls is None:
+            return True
+        assert self.membership is not None
+        if found := self._proofs.node_at(address):
+            if found == node:
+                return True
+            self._troubles[node] = f"another machine ({found}) answers at {address}"
+            self.membership.dial_failed(node, address, now_ms)
+        elif trouble := self._proofs.trouble_at(address):
+            self._troubles[node] = trouble
+            self.membership.dial_failed(node, address, now_ms)
+        return False
+
+    def _trouble_with(self, peer: str, node: str) -> None:
+        """Keep why a machine that the user named is not joined; it is tried again."""
+        if node:
+            self._troubles.pop(peer, None)
+        elif trouble := self._proofs.trouble_at(peer):
+            self._troubles[peer] = trouble
+
+    def _pause_s(self) -> float:
+        assert self.membership is not None
+        now_ms = _now_ms()
+        wait_s = HURRY_EVERY_S if now_ms < self._hurry_until_ms else LOOK_EVERY_S
+        if (change_ms := self.membership.next_change_ms(now_ms)) is not None:
+            wait_s = min(wait_s, max(change_ms - now_ms, 0) / 1_000 + SOON_S)
+        return wait_s
 
     async def _keep_greeting(self) -> None:
         while True:
@@ -335,7 +389,7 @@ class Lan:
         certificate = self._issue()
         return certificate.write(directory)
 
-    def _issue(self) -> Any:
+    def _issue(self) -> NodeCertificate:
         assert self._authority is not None
         certificate = self._authority.issue(self.node, self.addresses, now_s=int(time.time()))
         self._renew_at_s = certificate.renew_at_s

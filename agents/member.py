@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from coase.escrow.backends.evm.chain import EvmChain
-from coase.escrow.ports import MemoryTxStore
 from coase.protocol.errors import (
-    ChainUnavailable,
     ConfigurationError,
     RemoteError,
     TransportUnavailable,
@@ -192,14 +189,15 @@ async def _require_chain(rpc: str, card: Card) -> None:
     :raises ConfigurationError: if it serves another, or has not the network's escrow
     :raises ChainUnavailable: if it does not answer
     """
+    # Loading it takes longer than joining a network, and few have an endpoint of their own.
+    from coase.escrow.backends.evm.chain import EvmChain
+    from coase.escrow.ports import MemoryTxStore
+
     chain = await EvmChain.connect(rpc, store=MemoryTxStore(), chain_id=card.chain_id)
     try:
         if not await chain.code(card.escrow):
             raise ConfigurationError(
                 f"{rpc} has no contract at {card.escrow}: not the network's chain"
             )
-    except ChainUnavailable:
-        log.warning("%s does not answer", rpc)
-        raise
     finally:
         await chain.close()

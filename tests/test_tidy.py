@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGES: Final = ("protocol", "negotiation", "escrow", "agents", "tools", "examples")
 PURE_PACKAGES: Final = ("protocol", "negotiation", "escrow")
-OTHER_TEST_FOLDERS: Final = ("conformance", "simulation", "live", "bench", "vectors")
+OTHER_TEST_FOLDERS: Final = ("conformance", "simulation", "live", "lan", "bench", "vectors")
 
 MODULE_MAX_LINES: Final = 800
 MODULE_MEDIAN_MAX_LINES: Final = 300
