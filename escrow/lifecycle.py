@@ -1,7 +1,7 @@
 """A deal on chain as a table: (call, phase) -> who, until when, and what becomes of the money.
 
 This is the Python twin of the escrow contract, rule for rule and refusal for refusal, without
-seller stakes and without plain ERC-8183 jobs. Nothing here holds money or knows the time: a
+plain ERC-8183 jobs; sellers' stakes are in ``stake``. Nothing here holds money or knows the time: a
 backend brings the job, the caller and the time of the block, and gets back a ``Step``: the next
 job, what to take from whom, what to pay to whom, and what the log says of it.
 
@@ -173,6 +173,16 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """Ask ``vault`` to reserve ``units`` of the seller's stake; if it refuses, nothing happens."""
+
+    vault: str
+    seller: str
+    units: int
+    job_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Payout:
     """Pay ``units`` to ``to``, or note that they are owed if the token refuses."""
 
@@ -198,6 +208,7 @@ class Step:
     events: tuple[Told, ...] = ()
     pull: Pull | None = None
     payouts: tuple[Payout, ...] = ()
+    reserve: Reserve | None = None
 
 
 def is_signed_by(digest: bytes, signature: bytes, signer: str) -> bool:
@@ -386,8 +397,10 @@ def check_terms(terms: Terms, *, now_s: int, escrow: str, asset: str) -> None:
         raise CallReverted("SplitAbovePrice", terms.default_to_seller_units, price)
     if bond > price or (arbiter == ZERO_ADDRESS and bond):
         raise CallReverted("BadBond", bond, price, arbiter)
-    if terms.vault != ZERO_ADDRESS or terms.stake_units:
-        raise CallReverted("StakeNotSupported", terms.vault, terms.stake_units)
+    # Without an arbiter a garbage delivery would be a free way round the penalty.
+    stake, staked = terms.stake_units, terms.vault != ZERO_ADDRESS
+    if staked != bool(stake) or stake > UNITS_MAX or (arbiter == ZERO_ADDRESS and stake):
+        raise CallReverted("BadStake", terms.vault, stake, arbiter)
     if not terms.lock_by_s < terms.deliver_by_s <= now_s + SPAN_MAX_S:
         raise CallReverted("BadTimes", terms.lock_by_s, terms.deliver_by_s)
     windows = (terms.dispute_s, terms.answer_s, terms.rule_s)
@@ -414,7 +427,13 @@ def _open(m: _Move, call: Open, asset: str, nonce_used: bool, buyer_signature: b
         clock_s=terms.deliver_by_s,
         price_units=terms.price_units,
     )
-    return Step(job, (Told("opened"),), Pull(terms.buyer, terms.price_units, m.job_id))
+    stake = terms.stake_units
+    return Step(
+        job,
+        (Told("opened"),),
+        Pull(terms.buyer, terms.price_units, m.job_id),
+        reserve=Reserve(terms.vault, terms.seller, stake, m.job_id) if stake else None,
+    )
 
 
 def _cancel(m: _Move, terms: Terms) -> Step:

@@ -9,6 +9,7 @@ list of the old values that it overwrote, and a reorg writes them back.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,7 @@ from coase.escrow.lifecycle import (
     Job,
     Payout,
     Pull,
+    Reserve,
     Step,
     Verify,
     apply,
@@ -83,13 +85,21 @@ class EffectExistsWithOtherCall(LocalProtocolError):
 
 
 @dataclass(frozen=True, slots=True)
+class At:
+    """A call on another contract than the escrow."""
+
+    contract: AgentId
+    call: object
+
+
+@dataclass(frozen=True, slots=True)
 class Transaction:
     """A call on its way. ``signature`` is that of the party whose act ``caller`` carries."""
 
     tx_hash: str
     effect_id: str
     caller: AgentId
-    call: Call
+    call: Call | At
     signature: bytes = b""
     funding: Funding = BY_ALLOWANCE
 
@@ -117,6 +127,33 @@ class Block:
     undo: _Undo = field(default_factory=list)
 
 
+class MemoryContract(ABC):
+    """Another contract on a chain in memory. What it stores it writes by ``MemoryChain.write``."""
+
+    address: AgentId
+
+    @abstractmethod
+    def execute(self, transaction: Transaction, now_s: int) -> None:
+        """Do what was sent to this contract, all or nothing.
+
+        :raises CallReverted: if the contract refuses it
+        """
+
+    def reserve(self, wanted: Reserve) -> None:
+        """Reserve a seller's stake for a deal that the escrow is just opening.
+
+        :raises CallReverted: if it cannot; then the deal does not open
+        """
+        raise CallReverted("NoReason")
+
+    @abstractmethod
+    def check(self) -> None:
+        """Return if this contract holds what it should.
+
+        :raises BookOutOfBalance: if it does not
+        """
+
+
 class MemoryChain:
     """One chain with one token and its escrow, in the calling thread.
 
@@ -141,7 +178,8 @@ class MemoryChain:
         """Called after each block, in the thread that seals. Must not block or raise."""
         self.forks: list[int] = []
         """For each fork the first block that it replaced, so that readers know where to go back."""
-        self._verify = verify
+        self.contracts: dict[AgentId, MemoryContract] = {}
+        self.verify = verify
         self._balances: dict[str, int] = {}
         self._allowances: dict[str, int] = {}
         self._owed: dict[str, int] = {}
@@ -209,6 +247,8 @@ class MemoryChain:
         due += sum(self._owed.values())
         if due != self.held() or min(self._balances.values(), default=0) < 0:
             raise BookOutOfBalance(due, self.held())
+        for contract in self.contracts.values():
+            contract.check()
 
     # ------------------------------------------------------------------------------- the chain
 
@@ -258,7 +298,7 @@ class MemoryChain:
     def send(
         self,
         effect_id: str,
-        call: Call,
+        call: Call | At,
         caller: AgentId,
         *,
         signature: bytes = b"",
@@ -314,7 +354,7 @@ class MemoryChain:
 
     def try_call(
         self,
-        call: Call,
+        call: Call | At,
         caller: AgentId,
         *,
         now_s: int,
@@ -396,9 +436,24 @@ class MemoryChain:
 
     # --------------------------------------------------------------------------- one execution
 
+    def execute(self, transaction: Transaction, now_s: int) -> None:
+        """Execute a call that another contract makes within a transaction of somebody's.
+
+        :raises CallReverted: if it is refused; the contract must let that pass on
+        """
+        self._execute(transaction, now_s)
+
+    def _contract_at(self, address: AgentId) -> MemoryContract:
+        contract = self.contracts.get(address)
+        if contract is None:
+            raise CallReverted("NoReason")  # What a call of no code gives.
+        return contract
+
     def _execute(self, transaction: Transaction, now_s: int) -> None:
         call, caller = transaction.call, transaction.caller
-        if isinstance(call, Withdraw):
+        if isinstance(call, At):
+            self._contract_at(call.contract).execute(transaction, now_s)
+        elif isinstance(call, Withdraw):
             units = check_owed(call.owner, self.owed(call.owner))
             if call.owner in self.faults.blacklist:
                 raise CallReverted("ReceiverBlocked", call.owner)
@@ -424,13 +479,15 @@ class MemoryChain:
             nonce_used=isinstance(call, Open)
             and self.nonce_used(call.terms.seller, call.terms.nonce),
             signature=transaction.signature,
-            verify=self._verify,
+            verify=self.verify,
         )
         if isinstance(call, Open):
             word, bit = nonce_bit(call.terms.nonce)
             key = (call.terms.seller, word)
             self._set(self._nonces, key, self._nonces.get(key, 0) | bit)
         self._balance_step(job, step)
+        if step.reserve is not None:
+            self._contract_at(step.reserve.vault).reserve(step.reserve)
         if step.pull is not None:
             self._collect(step.pull, transaction.funding, now_s)
         # The phase that a refund at expiry leaves alone was brought about by an earlier call.
@@ -484,7 +541,7 @@ class MemoryChain:
             digest = receive_digest(
                 self.token_domain, owner, escrow, units, after_s, before_s, pull.nonce
             )
-            if not self._verify(digest, funding.signature, owner):
+            if not self.verify(digest, funding.signature, owner):
                 raise CallReverted("ERC3009InvalidSignature")
             if not after_s < now_s < before_s:
                 raise CallReverted("ERC3009InvalidAuthorizationTime", after_s, before_s)
@@ -514,7 +571,7 @@ class MemoryChain:
             nonce,
             funding.deadline_s,
         )
-        signed = self._verify(digest, funding.signature, pull.owner)
+        signed = self.verify(digest, funding.signature, pull.owner)
         if signed and now_s <= funding.deadline_s:
             self._set(self._permit_nonces, pull.owner, nonce + 1)
             self._set(self._allowances, pull.owner, pull.units)
@@ -530,6 +587,26 @@ class MemoryChain:
         self._add(self._totals, "owed", units)
 
     # -------------------------------------------------------------------------- writes and undo
+
+    def write(self, table: dict[Any, Any], key: object, value: object) -> None:
+        """Store ``value`` in a contract's own ``table``, until the block is undone."""
+        self._set(table, key, value)
+
+    def take(self, owner: AgentId, to: AgentId, units: int) -> None:
+        """Move units of somebody who allowed the contract ``to`` to take them.
+
+        :raises CallReverted: if there are not so many
+        """
+        if self.balance(owner) < units:
+            raise CallReverted("ERC20InsufficientBalance", owner, self.balance(owner), units)
+        self._move(owner, to, units)
+
+    def pay(self, payer: AgentId, to: AgentId, units: int) -> bool:
+        """Pay units that a contract holds; False if the token refuses the receiver."""
+        if to in self.faults.blacklist or self.balance(payer) < units:
+            return False
+        self._move(payer, to, units)
+        return True
 
     def _set(self, table: dict[Any, Any], key: object, value: object) -> None:
         self._undo.append((table, key, table.get(key, _MISSING)))
@@ -619,7 +696,7 @@ class MemorySettlement(Settlement):
         from_block = min([from_block, *forks])
         return self.chain.events(from_block, self.confirmations)
 
-    async def perform(self, effect_id: str, call: Call, identity: Identity) -> Receipt:
+    async def perform(self, effect_id: str, call: Call | At, identity: Identity) -> Receipt:
         """Send ``call`` and return its receipt once it is in a block. Safe to repeat.
 
         :raises CallReverted: if the escrow or the token refuses it; it is tried before it is sent
@@ -652,7 +729,7 @@ class MemorySettlement(Settlement):
         if self._on_block in self.chain.listeners:
             self.chain.listeners.remove(self._on_block)
 
-    def _fund(self, call: Call, identity: Identity) -> Funding:
+    def _fund(self, call: Call | At, identity: Identity) -> Funding:
         """Return what the escrow needs to take the money of ``call``, signed by its sender."""
         match call:
             case Open():

@@ -126,9 +126,32 @@ class Abi:
 
 @cache
 def escrow_abi() -> Abi:
-    """Return the escrow's ABI, with the errors that its token may raise through it."""
-    token_errors = [item for item in artifact("CoaseToken").abi if item["type"] == "error"]
-    return Abi([*token_errors, *artifact("JobEscrow").abi])
+    """Return the escrow's ABI, with the errors that a token or a vault may raise through it."""
+    errors = [*_errors("CoaseToken"), *_errors("StakeVault")]
+    return Abi([*errors, *artifact("JobEscrow").abi])
+
+
+@cache
+def vault_abi() -> Abi:
+    """Return the ABI of a vault of stakes, with the errors that its token may raise through it."""
+    return Abi([*_errors("CoaseToken"), *artifact("StakeVault").abi])
+
+
+@cache
+def panel_abi() -> Abi:
+    """Return the ABI of a panel of arbiters, with the errors that pass through it."""
+    errors = [*_errors("CoaseToken"), *_errors("JobEscrow")]
+    return Abi([*errors, *artifact("ArbiterPanel").abi])
+
+
+@cache
+def panels_abi() -> Abi:
+    """Return the ABI of the factory of panels."""
+    return Abi(artifact("PanelFactory").abi)
+
+
+def _errors(name: str) -> list[dict[str, Any]]:
+    return [item for item in artifact(name).abi if item["type"] == "error"]
 
 
 @cache

@@ -10,7 +10,7 @@ const path = require("path");
 
 const ROOT = path.join(__dirname, "..");
 const NAMES = [
-  "JobEscrow", "EscrowFactory", "CoaseToken",
+  "JobEscrow", "EscrowFactory", "CoaseToken", "StakeVault", "ArbiterPanel", "PanelFactory",
   "PaymentChannels", "ERC3009Collector", "Permit2Collector", "Permit2", "Multicall3",
 ];
 const RUNTIME_SIZE_MAX_BYTES = 24576; // EIP-170

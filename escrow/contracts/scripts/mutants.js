@@ -17,6 +17,10 @@ const ROOT = path.join(__dirname, "..");
 const FORGE = path.join(ROOT, "node_modules", ".bin", "forge");
 const KERNEL = "src/ERC8183Kernel.sol";
 const EVALUATOR = "src/OptimisticEvaluator.sol";
+const CONSENT = "src/Consent.sol";
+const VAULT = "src/StakeVault.sol";
+const PANEL = "src/ArbiterPanel.sol";
+const PANELS = "src/PanelFactory.sol";
 
 // name, file, what stands there, what the fault makes of it, whether the walks must find it
 const FAULTS = [
@@ -58,12 +62,39 @@ const FAULTS = [
   ["short payment is taken", KERNEL,
     "if (balanceAfter < balanceBefore || balanceAfter - balanceBefore != amount) {", "if (false) {", false],
   ["arbiter may be the buyer", EVALUATOR, "|| arbiter == buyer ", "", false],
-  ["a stake is ignored", EVALUATOR,
-    "if (terms.vault != address(0) || terms.stake != 0) revert StakeNotSupported(terms.vault, terms.stake);", "", false],
+  ["a stake is not reserved", EVALUATOR,
+    "if (terms.stake != 0) IStakeVault(terms.vault).reserve(terms.seller, terms.stake, id);", "", true],
+  ["a stake without an arbiter", EVALUATOR,
+    "|| (arbiter == address(0) && terms.stake != 0)", "", false],
+  ["anybody reserves", VAULT, "if (reserved > maxReserved || amount > maxReserved - reserved) {", "if (false) {", true],
+  ["one slice for two deals", VAULT, "stake.free -= uint128(amount);\n        stake.reserved", "stake.reserved", true],
+  ["the allowance is never used up", VAULT, "allowance.reserved += uint128(amount);", "", true],
+  ["silence slashes without an Ack", VAULT,
+    "if (!Consent.isBy(terms.seller, Consent.digestFor(escrow, structHash), ackSig)) {", "if (false) {", true],
+  ["an Ack of the buyer's", VAULT, "Consent.isBy(terms.seller,", "Consent.isBy(terms.buyer,", true],
+  ["an Ack slashes for ever", VAULT, "if (block.timestamp <= limit) {", "if (ackSig.length > 0 || block.timestamp <= limit) {", true],
+  ["an Ack one second short", VAULT, "if (block.timestamp <= limit) {", "if (block.timestamp < limit) {", false],
+  ["a silent arbiter slashes", VAULT, "} else if (how == IJobEscrow.How.SilentSeller) {",
+    "} else if (how == IJobEscrow.How.SilentSeller || how == IJobEscrow.How.SilentArbiter) {", true],
+  ["a silent seller goes free", VAULT, "} else if (how == IJobEscrow.How.SilentSeller) {", "} else if (false) {", true],
+  ["a slice closes twice", VAULT, "sliceOf[escrow][jobId] = 0;", "", true],
+  ["a slice closes before the deal", VAULT,
+    "if (how == IJobEscrow.How.Open) revert DealIsOpen(jobId);", "", true],
+  ["what is slashed is kept too", VAULT, "stake.free += uint128(freed);", "stake.free += uint128(amount);", true],
+  ["no wait", VAULT, "if (block.timestamp < stake.unbondAt) revert", "if (false) revert", true],
+  ["a buyer who cannot be paid blocks", VAULT,
+    "if (!IERC20(token).trySafeTransfer(to, amount)) {", "IERC20(token).safeTransfer(to, amount); if (false) {", true],
+  ["the vault lets in again", VAULT, "        external\n        nonReentrant\n", "        external\n", true],
+  ["one vote too few", PANEL, "if (count < needed)", "if (count + 1 < needed)", true],
+  ["any signature is a member's", PANEL, "if (!Consent.isBy(all[i], digest, sigs[i])) revert BadSignature(all[i]);", "", false],
+  ["a panel rules anywhere", PANEL, "if (!IEscrows(escrows).isEscrow(escrow)) revert NotAnEscrow(escrow);", "", false],
+  ["dust stays with the panel", PANEL, "i == 0 ? part + dust : part", "part", true],
+  ["members twice", PANELS, "if (members[i] <= last)", "if (members[i] < last)", false],
+  ["a domain of any chain", CONSENT, "block.chainid, escrow", "1, escrow", false],
   ["authorisation of any nonce", EVALUATOR,
     "_collect(terms.seller, terms.bond, funding, keccak256(abi.encode(id, 2)));",
     "_collect(terms.seller, terms.bond, funding, keccak256(abi.encode(id, 1)));", false],
-  ["contract wallets cannot sign", EVALUATOR, "if (signer.code.length > 0 && ", "if (false && ", false],
+  ["contract wallets cannot sign", CONSENT, "return signer.code.length > 0 && ", "return false && ", false],
   ["a used permit stops the deal", EVALUATOR, "{} catch {}", "{} catch { revert(); }", false],
   ["a plain job may look like a deal", KERNEL, "|| evaluator == address(this)", "", false],
   ["budget changed under the client", KERNEL,
@@ -99,7 +130,7 @@ try {
     if (built.status !== 0) throw new Error(`${name}: does not compile\n${built.stdout}${built.stderr}`);
     spawnSync("node", ["scripts/artifacts.js"], { cwd: folder });
     fs.rmSync(path.join(folder, "cache", "invariant"), { recursive: true, force: true });
-    const tested = run(folder, "test", walks ? ["test", "--match-path", "test/Invariants.t.sol"] : ["test"]);
+    const tested = run(folder, "test", walks ? ["test", "--match-path", "test/*Invariants.t.sol"] : ["test"]);
     const failures = [...new Set(tested.stdout.match(/^\[FAIL.*$/gm) || [])];
     console.log(`${tested.status !== 0 ? "found " : "MISSED"} ${name} (${failures.length} failing)`);
     if (failures.length > 0) console.log(`       ${failures[0].slice(0, 150)}`);

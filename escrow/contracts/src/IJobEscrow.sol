@@ -138,6 +138,9 @@ interface IERC8183 {
 ///
 /// Buyer and seller may settle by signature in any of them.
 ///
+/// A stake is reserved in the vault by `open`; nothing else here calls the vault. Whoever closes the
+/// seller's slice there reads `outcome`.
+///
 /// EIP-712 domain: {"Coase JobEscrow", "1", chainId, this contract}. Types:
 ///   Terms(address buyer,address seller,address asset,uint256 price,address arbiter,uint256 bond,
 ///     uint256 defaultToSeller,uint256 lockBy,uint256 deliverBy,uint256 disputeSecs,
@@ -170,7 +173,8 @@ interface IJobEscrow is IERC8183 {
         uint256 disputeSecs;
         uint256 answerSecs;
         uint256 ruleSecs;
-        /// Seller stakes are not supported by this version: both must be zero.
+        /// Where the seller's stake lies and how much of it is bound to this deal; both zero: none. The
+        /// vault is whatever both signed: look whose code is there. Needs an arbiter.
         address vault;
         uint256 stake;
         bytes32 work;
@@ -255,8 +259,8 @@ interface IJobEscrow is IERC8183 {
     error BadTimes(uint256 lockBy, uint256 deliverBy);
     /// @notice Needed: each at most 30 days, disputeSecs > 0, with an arbiter all > 0.
     error BadWindows(uint256 disputeSecs, uint256 answerSecs, uint256 ruleSecs);
-    /// @notice This version takes no seller stakes: vault and stake must be zero.
-    error StakeNotSupported(address vault, uint256 stake);
+    /// @notice A stake needs a vault and a vault a stake, both an arbiter, and the stake fits 128 bits.
+    error BadStake(address vault, uint256 stake, address arbiter);
     /// @notice The penalty exceeds the stake.
     error PenaltyAboveStake(uint256 penalty, uint256 stake);
     /// @notice No arbiter was agreed, so there is nobody to hear a dispute.
@@ -265,8 +269,8 @@ interface IJobEscrow is IERC8183 {
     error BadFunding(uint8 kind, uint256 signatureLength);
     error NothingOwed(address to);
 
-    /// @notice Opens a deal: checks both consents, takes the price from the buyer. Anybody may call;
-    /// the caller's own signature may be empty.
+    /// @notice Opens a deal: checks both consents, reserves the seller's stake, takes the price from the
+    /// buyer. Anybody may call; the caller's own signature may be empty.
     function open(Terms calldata terms, bytes calldata buyerSig, bytes calldata sellerSig, Funding calldata funding)
         external
         returns (uint256 jobId);

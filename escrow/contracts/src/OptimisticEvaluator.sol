@@ -6,9 +6,10 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 import {IERC3009} from "@openzeppelin/contracts/interfaces/draft-IERC3009.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
+import {Consent} from "./Consent.sol";
 import {ERC8183Kernel} from "./ERC8183Kernel.sol";
+import {IStakeVault} from "./IStakeVault.sol";
 
 /// @title The rules of deals: who may do what until when, and what each silence means
 /// @notice Optimistic: a delivery is taken as good unless the buyer objects in time.
@@ -64,6 +65,8 @@ abstract contract OptimisticEvaluator is ERC8183Kernel, EIP712 {
         emit JobFunded(id, address(this), terms.price);
         emit DealOpened(id, terms.buyer, terms.seller, terms);
 
+        // All or nothing: without its slice of the seller's stake the deal does not open.
+        if (terms.stake != 0) IStakeVault(terms.vault).reserve(terms.seller, terms.stake, id);
         _collect(terms.buyer, terms.price, funding, bytes32(id));
     }
 
@@ -300,8 +303,11 @@ abstract contract OptimisticEvaluator is ERC8183Kernel, EIP712 {
         if (terms.bond > terms.price || (arbiter == address(0) && terms.bond != 0)) {
             revert BadBond(terms.bond, terms.price, arbiter);
         }
-        // The place of the seller's stake: it would be reserved in `open` and closed after the deal.
-        if (terms.vault != address(0) || terms.stake != 0) revert StakeNotSupported(terms.vault, terms.stake);
+        // Without an arbiter a garbage delivery would be a free way round the penalty.
+        if (
+            (terms.vault == address(0)) != (terms.stake == 0) || terms.stake > type(uint128).max
+                || (arbiter == address(0) && terms.stake != 0)
+        ) revert BadStake(terms.vault, terms.stake, arbiter);
         if (terms.lockBy >= terms.deliverBy || terms.deliverBy > block.timestamp + SPAN_MAX_SECS) {
             revert BadTimes(terms.lockBy, terms.deliverBy);
         }
@@ -312,14 +318,9 @@ abstract contract OptimisticEvaluator is ERC8183Kernel, EIP712 {
         ) revert BadWindows(terms.disputeSecs, terms.answerSecs, terms.ruleSecs);
     }
 
-    /// @dev A caller counts as his own signature. ECDSA comes before ERC-1271, or an account whose
-    /// delegated code (EIP-7702) knows no ERC-1271 could never sign.
+    /// @dev A caller counts as his own signature.
     function _checkConsent(address signer, bytes32 digest, bytes calldata sig) private view {
-        if (msg.sender == signer) return;
-        (address recovered, ECDSA.RecoverError fault,) = ECDSA.tryRecoverCalldata(digest, sig);
-        if (fault == ECDSA.RecoverError.NoError && recovered == signer) return;
-        if (signer.code.length > 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(signer, digest, sig)) return;
-        revert BadSignature(signer);
+        if (msg.sender != signer && !Consent.isBy(signer, digest, sig)) revert BadSignature(signer);
     }
 
     function _checkUnused(uint256 id) private view {

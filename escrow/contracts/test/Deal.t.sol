@@ -33,10 +33,10 @@ contract DealTest is Base {
 
         t = someTerms();
         t.vault = stranger;
-        _refused(t, IJobEscrow.StakeNotSupported.selector);
+        _refused(t, IJobEscrow.BadStake.selector);
         t = someTerms();
         t.stake = 1;
-        _refused(t, IJobEscrow.StakeNotSupported.selector);
+        _refused(t, IJobEscrow.BadStake.selector);
     }
 
     function test_openChecksParties() public {

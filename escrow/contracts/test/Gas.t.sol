@@ -2,8 +2,25 @@
 pragma solidity 0.8.37;
 
 import {IJobEscrow} from "../src/IJobEscrow.sol";
+import {IStakeVault} from "../src/IStakeVault.sol";
 import {Base, IEscrowFactory} from "./Base.sol";
 import {vm} from "./Vm.sol";
+
+interface IPanels {
+    function deploy(uint256 threshold, address[] calldata members) external returns (address);
+    function panelOf(uint256 threshold, address[] calldata members) external view returns (address);
+}
+
+interface IPanel {
+    function rule(
+        address escrow,
+        IJobEscrow.Terms calldata terms,
+        uint256 toSeller,
+        uint256 penalty,
+        bytes32 evidence,
+        bytes[] calldata sigs
+    ) external;
+}
 
 /// @notice What every path costs. Each call is a transaction of its own (`isolate`): the price of
 /// entry and of the calldata is counted, storage is cold, refunds are taken off.
@@ -33,6 +50,8 @@ contract GasTest is Base {
         _section(_batch);
         _section(_silence);
         _section(_disputes);
+        _section(_stakes);
+        _section(_panels);
         _section(_others);
         vm.writeJson(_json, "out/gas.json");
     }
@@ -167,6 +186,86 @@ contract GasTest is Base {
         vm.prank(arbiter);
         escrow.rule(t, 600, 0, EVIDENCE, "");
         _note("rule.split");
+    }
+
+    /// @dev Steady state: a slice of the seller's is reserved already, the buyer holds tokens.
+    function _stakes() private {
+        address factory = create("EscrowFactory", "");
+        escrow = IJobEscrow(IEscrowFactory(factory).deploy(address(token)));
+        allow(buyer);
+        allow(seller);
+        IStakeVault vault = IStakeVault(create("StakeVault", abi.encode(factory, address(token))));
+        vm.startPrank(seller);
+        token.approve(address(vault), type(uint256).max);
+        vault.deposit(10);
+        vault.deposit(100_000);
+        _note("stake.deposit");
+        vault.allow(address(token), 50_000);
+        _note("stake.allow");
+        vault.unbond(10);
+        vault.unbond(10);
+        _note("stake.unbond");
+        vm.stopPrank();
+
+        IJobEscrow.Terms memory t = someTerms();
+        t.nonce = 1;
+        _openBy(t, byAllowance());
+        (t.vault, t.stake) = (address(vault), 300);
+        t.nonce = 2;
+        _openBy(t, byAllowance());
+        t.nonce = 3;
+        uint256 id = idOf(t);
+        uint256 state = vm.snapshotState();
+        _openBy(t, byAllowance());
+        _note("stake.open.allowance");
+        _settle(t, PRICE, sign(BUYER_KEY, settlementDigest(id, RESULT, PRICE)), "", seller);
+        vault.close(address(escrow), t, 0, "");
+        _note("stake.close.free");
+
+        vm.revertToState(state);
+        _openBy(t, byAllowance());
+        vm.warp(t.deliverBy + 1);
+        escrow.poke(t);
+        bytes32 ack = digestOf(keccak256(abi.encode(keccak256("Ack(uint256 jobId,bytes32 input)"), id, RESULT)));
+        vault.close(address(escrow), t, RESULT, sign(SELLER_KEY, ack));
+        _note("stake.close.slash");
+
+        vm.warp(block.timestamp + 7 days);
+        vm.prank(seller);
+        vault.release();
+        _note("stake.release");
+    }
+
+    /// @dev Two of three sign; they hold tokens already.
+    function _panels() private {
+        address factory = create("EscrowFactory", "");
+        escrow = IJobEscrow(IEscrowFactory(factory).deploy(address(token)));
+        allow(buyer);
+        allow(seller);
+        IPanels panels = IPanels(create("PanelFactory", abi.encode(factory)));
+        uint256[3] memory keys = [uint256(0xA1), 0xA2, 0xA3];
+        for (uint256 i = 0; i < 4; ++i) {
+            uint256 j = i % 2;
+            if (vm.addr(keys[j]) > vm.addr(keys[j + 1])) (keys[j], keys[j + 1]) = (keys[j + 1], keys[j]);
+        }
+        address[] memory members = new address[](3);
+        for (uint256 i = 0; i < 3; ++i) {
+            members[i] = vm.addr(keys[i]);
+            token.transfer(members[i], 1);
+        }
+        IJobEscrow.Terms memory t = someTerms();
+        t.nonce = 1;
+        _openBy(t, byAllowance());
+        t.nonce = 2;
+        t.arbiter = panels.panelOf(2, members);
+        uint256 id = openAnswered(t);
+        panels.deploy(2, members);
+        _note("panel.deploy");
+        bytes[] memory sigs = new bytes[](3);
+        bytes32 digest = rulingDigest(id, 600, 0, EVIDENCE);
+        (sigs[0], sigs[2]) = (sign(keys[0], digest), sign(keys[2], digest));
+        IPanel(t.arbiter).rule(address(escrow), t, 600, 0, EVIDENCE, sigs);
+        _note("panel.rule.2of3");
     }
 
     function _others() private {
