@@ -19,6 +19,7 @@ from .devchain_pool import PoolRefused
 from .devchain_rpc import LIMIT_EXCEEDED, Extras, Manual, Rpc, RpcError
 from .devchain_state import VERSION, StateFile
 from .evm.artifacts import artifact
+from .evm.fixed import code_at_fixed_addresses
 from .evm.transaction import created_address, sign_transaction
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class DevNode:
 
     ``state`` keeps it on disk; without, it is gone when the process ends. ``manual_time_s``
     makes a chain for tests: blocks on demand, and a clock that only the test moves.
-    ``place`` puts code at fixed addresses into the first block.
+    The first block holds the contracts that clients know by their address; ``place`` puts more
+    there, or other code in their stead.
 
     :raises ConfigurationError: if the state on disk cannot be carried on
     """
@@ -75,6 +77,13 @@ class DevNode:
         self._deployer = Identity(self._deployer_secret(seed, new=not entries))
         self.token = created_address(self._deployer.address, 0)
         self.factory = created_address(self._deployer.address, 1)
+        # A kept chain has the code it began with, whatever this version would put there.
+        fixed = (
+            {where: bytes.fromhex(code) for where, code in entries[0].get("fixed", {}).items()}
+            if entries
+            else code_at_fixed_addresses()
+        )
+        place = {where: Account(code=code) for where, code in fixed.items()} | place
         alloc = {bytes.fromhex(where[2:]): account for where, account in place.items()}
         alloc[bytes.fromhex(self._deployer.address[2:])] = Account(balance=_DEPLOYER_WEI)
         self._given: dict[bytes, tuple[int, int]] = {}
@@ -90,7 +99,7 @@ class DevNode:
         if replaying:
             self._replay(entries)
         else:
-            self._start_new(chain_id, genesis_s)
+            self._start_new(chain_id, genesis_s, fixed)
         if len(self.engine.blocks) == 1:
             self._deploy()
         self.escrow = self._escrow()
@@ -125,7 +134,7 @@ class DevNode:
             self._file.keep_secret(_KEY_FILE, secret)
         return secret
 
-    def _start_new(self, chain_id: int, genesis_s: int) -> None:
+    def _start_new(self, chain_id: int, genesis_s: int, fixed: dict[str, bytes]) -> None:
         if self._file is not None:
             self._file.append(
                 {
@@ -133,6 +142,7 @@ class DevNode:
                     "chain_id": chain_id,
                     "time_s": genesis_s,
                     "hash": self.engine.head.hash.hex(),
+                    "fixed": {where: code.hex() for where, code in fixed.items()},
                 },
                 durable=True,
             )
