@@ -1,4 +1,4 @@
-"""The settlement port: who holds the money of deals, and what they say of it."""
+"""Ports to who holds the money: escrow for deals, channels for streams; what they say of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from coase.protocol.errors import CallReverted
+from coase.protocol.identity import keccak256
+
+from .voucher import ClaimAll
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
     from coase.protocol.identity import Identity
     from coase.protocol.terms import Domain, Terms
     from coase.protocol.types import AgentId, Asset, Head, JobView
+
+    from .voucher import ChannelCall, ChannelView, Claim
 
 
 class FundingKind(StrEnum):
@@ -164,6 +171,126 @@ class Settlement(ABC):
 
         Ask again from that block. The first call after a fork that reaches below ``from_block``
         gives all events since the fork: what was told of those blocks before has not happened.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the connection. Safe to repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEvent:
+    """One event of a channel, as the log tells it."""
+
+    kind: str
+    """created, closed, deposited, claimed, refunded, withdrawing or withdrawn."""
+    channel_id: bytes
+    block: int
+    log_index: int
+    time_s: int
+    tx_hash: str
+    units: int = 0
+    """What was moved or asked for; with ``claimed``, by how much the total rose."""
+    total_units: int = 0
+    """The new balance with ``deposited``, the new total with ``claimed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimOutcome:
+    """What became of a claim of several rows."""
+
+    receipts: tuple[Receipt, ...]
+    """One for each transaction that was needed."""
+    claimed: tuple[Claim, ...]
+    refused: tuple[tuple[Claim, str], ...] = ()
+    """Rows that the contract does not take, each with its reason. They cost nothing."""
+
+
+class Channels(ABC):
+    """Holds deposits and pays them out by vouchers, one channel for each pair and salt."""
+
+    asset: Asset
+    """The token of all channels that are opened here."""
+    domain: Domain
+    """The EIP-712 domain in which vouchers are signed."""
+    confirmations: int
+    """How many blocks below the newest one the views are taken; 0 on a local chain."""
+
+    @abstractmethod
+    async def head(self) -> Head:
+        """Return the newest block.
+
+        :raises ChainUnavailable: if the endpoint does not answer
+        """
+
+    @abstractmethod
+    async def views(self, channel_ids: Sequence[bytes]) -> dict[bytes, ChannelView]:
+        """Return what the chain says of each channel, at ``confirmations`` below the newest block.
+
+        All are of one block, whose time they carry. A channel that never was is all zeros.
+        """
+
+    @abstractmethod
+    async def unpaid(self, receiver: AgentId) -> int:
+        """Return the units that were claimed for ``receiver`` and not yet paid out."""
+
+    @abstractmethod
+    async def held(self) -> int:
+        """Return all token units that the contract holds."""
+
+    @abstractmethod
+    async def balance(self, owner: AgentId) -> int:
+        """Return the token units that ``owner`` holds outside of any channel."""
+
+    @abstractmethod
+    async def gas_price_wei(self) -> int:
+        """Return what a unit of gas costs now, for ``plan_claims``."""
+
+    @abstractmethod
+    async def perform(self, effect_id: str, call: ChannelCall, identity: Identity) -> Receipt:
+        """Send ``call`` from ``identity`` and return once it is in a block.
+
+        Safe to repeat under the same ``effect_id``, as with ``Settlement.perform``.
+
+        :raises CallReverted: if the contract refuses it (found before sending, where possible)
+        :raises LocalProtocolError: if that id stands for another call
+        :raises ChainUnavailable: if it cannot be told whether it went through; repeat it
+        """
+
+    async def claim(
+        self, effect_id: str, rows: Sequence[Claim], identity: Identity
+    ) -> ClaimOutcome:
+        """Claim as many of ``rows`` as the contract takes, in as few transactions as that needs.
+
+        They are tried together first, and in halves where that is refused: a row that fails costs
+        no gas and takes no other with it. Safe to repeat under the same ``effect_id``.
+
+        :raises ChainUnavailable: if it cannot be told what went through; repeat it
+        """
+        receipts: list[Receipt] = []
+        claimed: list[Claim] = []
+        refused: list[tuple[Claim, str]] = []
+        parts = [tuple(rows)] if rows else []
+        while parts:
+            part = parts.pop()
+            told = b"".join(row.voucher.channel_id + row.units.to_bytes(16) for row in part)
+            one_id = f"{effect_id}/{keccak256(told)[:8].hex()}"
+            try:
+                receipts.append(await self.perform(one_id, ClaimAll(part), identity))
+                claimed += part
+            except CallReverted as error:
+                if len(part) == 1:
+                    refused.append((part[0], str(error)))
+                else:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+        return ClaimOutcome(tuple(receipts), tuple(claimed), tuple(refused))
+
+    @abstractmethod
+    async def events(self, from_block: int) -> tuple[list[ChannelEvent], int]:
+        """Return the events of channels from ``from_block`` on, oldest first, and the next block.
+
+        Only blocks at ``confirmations`` below the newest one and older are told.
         """
 
     @abstractmethod
