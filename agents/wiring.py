@@ -9,6 +9,7 @@ from coase.escrow.backends.evm.deploy import give
 from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.escrow.backends.keystore import KeyRing, open_keyring
 from coase.escrow.chains import ChainKind, kind_of_chain
+from coase.escrow.ports import MemoryTxStore
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig, Tls
 from coase.protocol.errors import ConfigurationError
@@ -17,7 +18,7 @@ from .backends.sqlite import SqliteJournal, SqliteTxStore
 from .passphrase import find_passphrase
 
 if TYPE_CHECKING:
-    from coase.escrow.ports import Settlement
+    from coase.escrow.ports import Settlement, TxStore
 
     from .config import Network
 
@@ -51,10 +52,22 @@ async def open_settlement(network: Network, journal: SqliteJournal) -> EvmSettle
     :raises ChainUnavailable: if the endpoint does not answer
     :raises ConfigurationError: if the escrow is not there
     """
+    return await _settlement(network, SqliteTxStore(journal))
+
+
+async def view_settlement(network: Network) -> EvmSettlement:
+    """Return the same to look at only: nothing that it sent would be remembered.
+
+    Raises what ``open_settlement`` raises.
+    """
+    return await _settlement(network, MemoryTxStore())
+
+
+async def _settlement(network: Network, store: TxStore) -> EvmSettlement:
     settlement = await EvmSettlement.connect(
         network.rpc,
         escrow=network.escrow,
-        store=SqliteTxStore(journal),
+        store=store,
         chain_id=network.chain_id,
     )
     if settlement.asset.token != network.token:

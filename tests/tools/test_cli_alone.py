@@ -32,6 +32,9 @@ COMMANDS = [
     ("keys", "import"),
     ("keys", "list"),
     ("keys", "export"),
+    ("wallet",),
+    ("export",),
+    ("audit",),
 ]
 
 

@@ -234,6 +234,7 @@ def load() -> None:
     """Load the commands into ``app``. Safe to repeat."""
     from . import (
         agent_command,
+        audit_command,
         buy_commands,
         demo_command,
         keys_command,
@@ -241,10 +242,11 @@ def load() -> None:
         look_commands,
         model_command,
         up_command,
+        wallet_commands,
     )
 
-    _ = (agent_command, buy_commands, demo_command, keys_command, lan_commands)
-    _ = (look_commands, model_command, up_command)
+    _ = (agent_command, audit_command, buy_commands, demo_command, keys_command, lan_commands)
+    _ = (look_commands, model_command, up_command, wallet_commands)
 
 
 def run() -> None:

@@ -1,0 +1,387 @@
+"""``coase wallet``, ``export`` and ``audit`` over deals on the embedded chain, and over planted
+differences: every one must be named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sqlite3
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from coase.agents import Agent
+from coase.agents.audit import audit
+from coase.agents.wiring import view_settlement
+from coase.escrow.backends.evm.abi import token_abi
+from coase.escrow.backends.evm.chain import EvmChain, Request
+from coase.escrow.backends.keystore import open_keyring
+from coase.escrow.ports import MemoryTxStore
+from tests.agents.realmarket import ARBITER, FUNDS, RealMarket, buy, real_market, scribe
+from tests.tools.commands import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from anyio.from_thread import BlockingPortal
+
+    from coase.agents.node import Node
+    from coase.escrow.backends.evm.settlement import EvmSettlement
+
+pytestmark = pytest.mark.xdist_group("money")
+
+PRICE, BOND = 20_000, 2_000
+
+
+@dataclass(slots=True)
+class World:
+    """A market in a thread of its own, and the user to whom its nodes belong."""
+
+    home: Home
+    market: RealMarket
+    portal: BlockingPortal
+    settlement: EvmSettlement
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def node(self, name: str) -> Iterator[Node]:
+        with self.portal.wrap_async_context_manager(self.market.node(name)) as node:
+            yield node
+
+    def keys(self) -> dict[str, Any]:
+        return {key["name"] or key["address"]: key for key in self.home.json("wallet")["keys"]}
+
+
+async def _deals(market: RealMarket, node: Node) -> dict[str, str]:
+    """A sale, a refund, a liar who is ruled against, and a quarreller who is."""
+    seller, buyer = scribe("seller"), Agent("buyer")
+    await market.join(node, seller, buyer)
+    paid: dict[str, int] = {}
+
+    async def one(text: str, **wish: Any) -> None:
+        paid[text] = await buy(buyer, text, **wish)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, "A good text")
+        group.start_soon(one, "this will fail")
+        group.start_soon(one, "this is a lie")
+    await one("another", check=lambda _: "I do not like it")
+    await market.rest(node)
+    assert paid == {"A good text": PRICE, "this will fail": 0, "this is a lie": 0, "another": 0}
+    return {"seller": seller.address, "buyer": buyer.address, "arbiter": ARBITER.address}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home = Home(tmp_path_factory.mktemp("money") / "home")
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(real_market(home.path)) as market,
+    ):
+        settlement = portal.call(view_settlement, market.network)
+        world = World(home, market, portal, settlement)
+        with world.node("swarm") as node:
+            world.addresses = portal.call(_deals, market, node)
+        yield world
+        portal.call(settlement.close)
+
+
+def test_the_wallet_shows_what_each_key_has(world: World) -> None:
+    keys = world.keys()
+    assert set(keys) == {"seller", "buyer", ARBITER.address}
+    # Sold two; of the bonds the liar lost one, and the quarreller the other.
+    assert int(keys["seller"]["balance_units"]) == FUNDS + 2 * PRICE - BOND
+    assert int(keys["buyer"]["balance_units"]) == FUNDS - 2 * PRICE - BOND
+    assert int(keys[ARBITER.address]["balance_units"]) == 2 * BOND
+    assert {key["locked"] for key in keys.values()} == {"0"}
+    shown = world.home.call("wallet").stdout
+    assert keys["buyer"]["address"] in shown
+    assert keys["buyer"]["balance"] in shown
+
+
+def postings(world: World) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(world.home.call("export").stdout)))
+
+
+def test_the_postings_add_up_to_the_wallet(world: World) -> None:
+    rows, keys = postings(world), world.keys()
+    assert (
+        rows
+        == world.home.json("export")
+        == json.loads(world.home.call("export", "--format", "json").stdout)
+    )
+    entries: dict[tuple[str, str], int] = defaultdict(int)
+    sums: dict[tuple[str, str, str], int] = defaultdict(int)
+    for row in rows:
+        entries[row["entry"], row["asset"]] += int(row["units"])
+        sums[row["address"], row["account"], row["asset"]] += int(row["units"])
+    assert set(entries.values()) == {0}
+    for key in keys.values():
+        address = key["address"]
+        assert sums[address, "wallet", "COASE"] == int(key["balance_units"])
+        assert sums[address, "wallet", "coin"] == int(key["coin_wei"])
+        assert sums[address, "escrow", "COASE"] == 0
+    buyer, seller = world.addresses["buyer"], world.addresses["seller"]
+    assert sums[seller, "sales", "COASE"] == -2 * PRICE
+    assert sums[buyer, "purchases", "COASE"] == 2 * PRICE
+    assert sums[buyer, "arbitration", "COASE"] == sums[seller, "arbitration", "COASE"] == BOND
+    assert sums[ARBITER.address, "arbitration", "COASE"] == -2 * BOND
+    assert sums[seller, "received", "COASE"] == -FUNDS
+    assert sums[buyer, "gas", "coin"] > 0
+
+
+def test_a_posting_says_when_with_whom_and_for_what(world: World) -> None:
+    sale = next(row for row in postings(world) if row["account"] == "sales")
+    deals = {row["deal"] for row in world.home.json("replay")}
+    assert sale["deal"] in deals
+    assert sale["capability"].startswith("summarise-")
+    assert sale["counterparty"] == world.addresses["buyer"]
+    assert (sale["agent"], sale["amount"], sale["asset"]) == ("seller", "-0.02", "COASE")
+    assert sale["tx"].startswith("0x")
+    assert sale["time"].endswith("Z")
+
+
+def test_what_agrees_is_said_to_agree(world: World) -> None:
+    report = world.home.json("audit")
+    assert report["differences"] == report["notes"] == []
+    assert (report["keys"], report["deals"]) == (3, 8)
+    assert "they agree" in world.home.call("audit").stdout
+
+
+async def _held(market: RealMarket, node: Node, gate: anyio.Event) -> None:
+    seller, buyer = scribe("slow", gate=gate), Agent("patient")
+    await market.join(node, seller, buyer)
+    node.runtime.start(_quietly, buyer)
+    seat = seller.seat
+    assert seat is not None
+    with anyio.fail_after(60):
+        while not any(t.state == "locked" for t in seat.desk.threads.values()):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+async def _quietly(buyer: Agent) -> None:
+    await buy(buyer, "A held text")
+
+
+def test_beside_a_node_that_runs(world: World) -> None:
+    gate = world.portal.call(anyio.Event)
+    with world.node("running") as node:
+        world.portal.call(_held, world.market, node, gate)
+        key = world.keys()["patient"]
+        assert (key["locked"], key["bonds"], key["claimable"]) == ("0.02", "0", "0")
+        assert [p["side"] for p in key["positions"]] == ["buyer"]
+        assert key["positions"][0]["deal"]
+        report = world.home.json("audit")
+        assert report["differences"] == report["notes"] == []
+        escrowed = sum(
+            int(row["units"])
+            for row in postings(world)
+            if (row["agent"], row["account"]) == ("patient", "escrow")
+        )
+        assert escrowed == PRICE
+        world.portal.call(gate.set)
+        world.portal.call(world.market.rest, node)
+    assert world.keys()["patient"]["locked"] == "0"
+    assert world.home.json("audit")["differences"] == []
+
+
+# ---- planted differences -----------------------------------------------------------------------
+
+
+FIELD = "json_extract(CAST(summary AS TEXT), '$.{}') = '{}'"
+
+
+def closed_as(side: str, how: str) -> str:
+    """SQL for the rowid of a closed deal of one side that ended one way."""
+    both = FIELD.format("side", side) + " AND " + FIELD.format("how", how)
+    return f"(SELECT seq FROM closed WHERE {both} LIMIT 1)"  # noqa: S608
+
+
+def altered(side: str, how: str, name: str, value: str) -> str:
+    """SQL that changes one field of a closed deal's summary."""
+    changed = f"CAST(json_set(CAST(summary AS TEXT), '$.{name}', {value}) AS BLOB)"
+    return f"UPDATE closed SET summary = {changed} WHERE seq = {closed_as(side, how)}"  # noqa: S608
+
+
+EMPTY = f"UPDATE closed SET summary = X'7b7d' WHERE seq = {closed_as('buyer', 'ruled')}"  # noqa: S608
+ONE_DEAL = f"(SELECT deal FROM closed WHERE seq = {closed_as('buyer', 'settled')})"  # noqa: S608
+ONE_TX = "(SELECT min(seq) FROM transactions)"
+PLANTED = {
+    "paid more": ([altered("buyer", "settled", "to_seller_units", "20001")], "20001 in the jour"),
+    "a refund that was none": (
+        [altered("buyer", "settled", "to_buyer_units", "20000")],
+        "the purse says that",
+    ),
+    "another price": ([altered("seller", "settled", "price_units", "1")], "price is 1 in the"),
+    "another counterparty": (
+        [altered("seller", "settled", "counterparty", "'0x'")],
+        "counterparty is 0x in the journal",
+    ),
+    "no ruling": ([altered("buyer", "ruled", "how", "'settled'")], "ruling is False in the"),
+    "never locked": (
+        [altered("seller", "settled", "how", "'open'")],
+        "never was locked, and the chain has it closed",
+    ),
+    "another result": ([altered("buyer", "settled", "result", "'x'")], "does not follow from its"),
+    "another verdict": (
+        [altered("buyer", "settled", "verdict", "'bad'")],
+        "verdict is bad, not good",
+    ),
+    "a summary that is none": (
+        [EMPTY],
+        "cannot be read",
+    ),
+    "a deal that is gone": (
+        [
+            f"DELETE FROM records WHERE deal = {ONE_DEAL}",  # noqa: S608
+            f"DELETE FROM closed WHERE deal = {ONE_DEAL}",  # noqa: S608
+        ],
+        "the chain has a deal over 20000 units, closed, that the journal does not know",
+    ),
+    "records that are gone": (
+        [f"DELETE FROM records WHERE deal = {ONE_DEAL} AND kind = 'thread'"],  # noqa: S608
+        "its records are missing",
+    ),
+    "a summary that is gone": (
+        [f"DELETE FROM closed WHERE seq = {closed_as('buyer', 'settled')}"],  # noqa: S608
+        "its summary is missing",
+    ),
+    "an invented deal": (
+        [altered("buyer", "settled", "job_id", "'" + "ab" * 32 + "'")],
+        "says settled, and the chain has no such deal",
+    ),
+    "a transaction that is gone": (
+        [f"DELETE FROM transactions WHERE seq = {ONE_TX}"],  # noqa: S608
+        "1 transactions of this key are on the chain and not in the journal",
+    ),
+    "a transaction that is another": (
+        [f"UPDATE transactions SET raw = raw || X'00' WHERE seq = {ONE_TX}"],  # noqa: S608
+        "is another one",
+    ),
+    "a nonce that is another": (
+        [f"UPDATE transactions SET nonce = 77 WHERE seq = {ONE_TX}"],  # noqa: S608
+        "not 77",
+    ),
+}
+
+
+@pytest.fixture
+def copy(world: World, tmp_path: Path) -> Path:
+    """A copy of the node's directory, for a hand to reach into."""
+    path = tmp_path / "swarm"
+    shutil.copytree(world.market.place("swarm"), path)
+    return path
+
+
+def differences(world: World, place: Path) -> list[str]:
+    report = world.portal.call(audit, world.settlement, [place])
+    return [f"{found.where}: {found.what}" for found in report.differences]
+
+
+def test_an_untouched_copy_agrees(world: World, copy: Path) -> None:
+    assert world.home.json("audit", "--state", str(copy))["agree"]
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_planted_difference_is_named(world: World, copy: Path, case: str) -> None:
+    statements, said = PLANTED[case]
+    connection = sqlite3.connect(copy / "journal.sqlite")
+    for statement in statements:
+        assert connection.execute(statement).rowcount
+    connection.commit()
+    connection.close()
+    found = differences(world, copy)
+    assert any(said in line for line in found), found
+
+
+def test_a_difference_is_said_and_told_by_the_exit_code(world: World, copy: Path) -> None:
+    connection = sqlite3.connect(copy / "journal.sqlite")
+    connection.execute(f"DELETE FROM transactions WHERE seq = {ONE_TX}")  # noqa: S608
+    connection.commit()
+    connection.close()
+    report = world.home.json("audit", "--state", str(copy), code=1)
+    assert not report["agree"]
+    (found,) = report["differences"]
+    assert found["where"] == "chain"
+    shown = world.home.call("audit", "--state", str(copy), code=1).stdout
+    assert f"differs chain: {found['what']} ({found['owner']})" in shown
+
+
+def test_a_damaged_file_is_named(world: World, copy: Path) -> None:
+    path = copy / "journal.sqlite"
+    path.write_bytes(b"no journal at all" * 500)
+    done = world.home.call("audit", "--state", str(copy), code=2)
+    assert str(path) in done.stderr
+
+
+def test_a_key_on_two_nodes_is_named(world: World) -> None:
+    twin = world.market.place("twin")
+    shutil.copytree(world.market.place("swarm"), twin)
+    try:
+        found = world.home.json("audit", code=1)["differences"]
+    finally:
+        shutil.rmtree(twin)
+    assert {line["where"] for line in found} == {"keys"}
+    assert {line["owner"] for line in found} == {
+        world.addresses["seller"],
+        world.addresses["buyer"],
+    }
+
+
+async def _spend_elsewhere(market: RealMarket, place: Path) -> None:
+    identity = open_keyring(place).derive("spender")
+    await market.fund(identity.address)
+    chain = await EvmChain.connect(market.network.rpc, store=MemoryTxStore(), poll_s=0.01)
+    try:
+        data = token_abi().encode("transfer", "0x" + "ee" * 20, 5)
+        request = Request(market.network.token, data, 120_000)
+        await chain.send("theft", identity, request, token_abi())
+    finally:
+        await chain.close()
+
+
+def test_what_a_key_spent_elsewhere_is_named(world: World) -> None:
+    place = world.market.place("leaky")
+    world.home.call("keys", "new", "spender", "--state", str(place))
+    world.portal.call(_spend_elsewhere, world.market, place)
+    try:
+        found = differences(world, place)
+        sent = [
+            row
+            for row in json.loads(world.home.call("export", "--json", "--state", str(place)).stdout)
+            if row["account"] == "sent"
+        ]
+    finally:
+        shutil.rmtree(place)
+    assert found == [
+        "chain: 1 transactions of this key are on the chain and not in the journal (nonces 0)"
+    ]
+    assert [(row["units"], row["counterparty"]) for row in sent] == [("5", "0x" + "ee" * 20)]
+
+
+# ---- nothing there -----------------------------------------------------------------------------
+
+
+def test_without_a_network_or_a_chain(tmp_path: Path, world: World) -> None:
+    nobody = Home(tmp_path / "home")
+    for command in ("wallet", "export", "audit"):
+        assert "coase up" in nobody.call(command, code=2).stderr
+        gone = str(tmp_path / "gone")
+        assert "no directory of a node" in world.home.call(command, "--state", gone, code=2).stderr
+
+
+def test_a_user_without_keys(tmp_path: Path, world: World) -> None:
+    shutil.copytree(world.home.path, tmp_path / "home", ignore=shutil.ignore_patterns("nodes"))
+    fresh = Home(tmp_path / "home")
+    assert "no keys yet" in fresh.call("wallet").stdout
+    assert fresh.json("wallet")["keys"] == []
+    assert fresh.json("export") == []
+    assert fresh.json("audit")["agree"]
