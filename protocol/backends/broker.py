@@ -143,7 +143,7 @@ class EmbeddedBroker:
                 " and message; use a join code",
                 *(self._net, self._route_port or "any free"),
             )
-        directory, config_file = self._prepare()
+        directory, config_file = self._prepare(starting=True)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _EXEC_WRAPPER, str(os.getpid())),
             *(str(find_server()), "-c", str(config_file)),
@@ -355,15 +355,16 @@ class EmbeddedBroker:
 
     # The files
 
-    def _prepare(self) -> tuple[Path, Path]:
+    def _prepare(self, *, starting: bool = False) -> tuple[Path, Path]:
         """Make the directory and write the configuration; return both."""
         try:
             if self._dir is None:
                 self._dir = Path(tempfile.mkdtemp(prefix="coase-broker-"))
             directory = self._dir
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.rmtree(directory / "ports", ignore_errors=True)
-            (directory / "ports").mkdir(mode=0o700)
+            if starting:  # What an earlier process left there is not the port of this one.
+                shutil.rmtree(directory / "ports", ignore_errors=True)
+            (directory / "ports").mkdir(mode=0o700, exist_ok=True)
             if self._identity is None:
                 self._identity = _Identity.load(directory / "broker-identity.json")
             config_file = directory / "broker.conf"

@@ -3,8 +3,11 @@
 What was measured with nats-server 2.15, and what follows here:
 
 * A dialler checks the acceptor's certificate, the address that it dialled included, and an
-  acceptor the dialler's. Addresses that a member gossips are dialled under the same TLS: a
-  stranger's becomes no route. Without TLS anybody who speaks the protocol is a member.
+  acceptor the dialler's (for routes even with ``verify: false``). Addresses that a member gossips
+  are dialled under the same TLS: a stranger's becomes no route. A zone (``fe80::1%eth0``) is
+  dialled, and the address without it is what must stand in the certificate. Without TLS anybody
+  who speaks the protocol is a member.
+* Who is told of whom: the servers that are there of the newcomer, and they dial him.
 * TLS comes before the first word: who has no certificate reads not even the server's name. A
   silent connection is closed after the TLS timeout; 900 of them hindered nobody. The server has no
   limit on connections to the route port but the process's number of open files.
@@ -18,7 +21,10 @@ What was measured with nats-server 2.15, and what follows here:
 * ``connect_backoff`` makes a node that was away for 20 s come back after 12 s more, and a reload
   of the same list does not hurry it. So it is off: one attempt a second, rarely logged.
 * Two addresses of one node make duplicate routes that close each other for some seconds. Give one.
-  One's own address in the list does no harm; routes in both directions become one.
+  One's own address in the list does no harm; routes in both directions become one. When ten that
+  all dial each other start at once, some pairs close both and need the second attempt, 1 s later.
+* Two meet in 0.04 s, two meshes merge in 0.06 s, a killed one is back 0.02 s after its start if it
+  dials the others itself, and within the second that they wait between attempts if not.
 * A peer that vanishes without a word (a closed lid) is noticed by the pings set here, in 15 s
   instead of minutes.
 * Pools of route connections must be of one size on all servers or they refuse each other; all our
