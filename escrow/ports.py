@@ -13,13 +13,15 @@ from coase.protocol.identity import keccak256
 from .voucher import ClaimAll
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from coase.protocol.effects import Call
+    from coase.protocol.effects import Call, Rule
     from coase.protocol.identity import Identity
     from coase.protocol.terms import Domain, Terms
     from coase.protocol.types import AgentId, Asset, Head, JobView
 
+    from .panel import Constitution
+    from .stake import Allowance, Stake, StakeCall
     from .voucher import ChannelCall, ChannelView, Claim
 
 
@@ -296,6 +298,107 @@ class Channels(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release the connection. Safe to repeat."""
+
+
+class StakeRegistry(ABC):
+    """Holds sellers' stakes, a slice for each deal, and loses them by no rule but those signed.
+
+    One vault as one escrow sees it. Everything is told as of the newest block.
+    """
+
+    vault: AgentId
+    """The address that terms name."""
+    domain: Domain
+    """The escrow's EIP-712 domain: its deals reserve here, acknowledgements are signed in it."""
+
+    @property
+    @abstractmethod
+    def asset(self) -> Asset:
+        """The token of the stakes; it may be another than that of the deals."""
+
+    @abstractmethod
+    async def stake(self, owner: AgentId) -> Stake:
+        """Return what ``owner`` has in the vault."""
+
+    @abstractmethod
+    async def allowance(self, owner: AgentId) -> Allowance:
+        """Return what the escrow keeps and may keep reserved of ``owner``'s stake."""
+
+    @abstractmethod
+    async def slice_units(self, job_id: bytes) -> int:
+        """Return what is reserved for a deal; 0 before it opened and after its slice was closed."""
+
+    @abstractmethod
+    async def owed(self, owner: AgentId) -> int:
+        """Return the units that a failed payout left with the vault for ``owner``."""
+
+    @abstractmethod
+    async def held(self) -> int:
+        """Return all token units that the vault holds."""
+
+    @abstractmethod
+    async def perform(self, effect_id: str, call: StakeCall, identity: Identity) -> Receipt:
+        """Send ``call`` from ``identity`` and return once it is in a block.
+
+        Safe to repeat under the same ``effect_id``, as ``Settlement.perform`` is. Who closes a
+        slice that somebody else closed before is refused with NothingReserved: it is done.
+
+        :raises CallReverted: if the vault or its token refuses it
+        :raises ChainUnavailable: if it cannot be told whether it went through; repeat it
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release what this holds. Safe to repeat."""
+
+
+class Panel(ABC):
+    """One arbiter that is k of n: rules when so many of its members signed the same ruling.
+
+    Members sign ``ruling_digest`` in the escrow's domain, as any arbiter does.
+    """
+
+    constitution: Constitution
+    address: AgentId
+    """What terms name as their arbiter; known before anything is there."""
+    domain: Domain
+    """The EIP-712 domain of the escrow whose deals are ruled."""
+
+    @abstractmethod
+    async def is_deployed(self) -> bool:
+        """Return whether the panel is on the chain; it need not be before the first ruling."""
+
+    @abstractmethod
+    async def owed(self, owner: AgentId) -> int:
+        """Return the units that a failed payout left with the panel for ``owner``."""
+
+    @abstractmethod
+    async def rule(
+        self,
+        effect_id: str,
+        ruling: Rule,
+        signatures: Mapping[AgentId, bytes],
+        identity: Identity,
+    ) -> Receipt:
+        """Bring a ruling with its members' signatures, after putting the panel on the chain.
+
+        Anybody may; a sending member counts as signed. The fee goes in equal parts to those who
+        signed, and what does not divide to the first of them by address.
+
+        :raises CallReverted: if too few signed, a signature is wrong, or the escrow refuses it
+        :raises ChainUnavailable: if it cannot be told whether it went through; repeat it
+        """
+
+    @abstractmethod
+    async def withdraw(self, effect_id: str, owner: AgentId, identity: Identity) -> Receipt:
+        """Pay out what a failed transfer left with the panel for ``owner``. Anybody may.
+
+        :raises CallReverted: if nothing is owed, or the token still refuses
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release what this holds. Safe to repeat."""
 
 
 class TxStore(ABC):

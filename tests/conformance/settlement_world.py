@@ -18,6 +18,8 @@ from coase.protocol.terms import Terms, Work, settlement_digest
 from coase.protocol.types import ZERO_ADDRESS, AgentId, JobView, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from coase.escrow.ports import ChainEvent, Receipt, Settlement
 
 CALL_WAIT_MAX_S: Final = 30  # Far above what any backend needs; a hang must end in a red test.
@@ -91,11 +93,16 @@ async def perform_and_seal(
     world: World, settlement: Settlement, effect_id: str, call: Call, identity: Identity
 ) -> Receipt:
     """Perform ``call``, making blocks for it until it is done; what it raises, this raises."""
+    return await drive(world, lambda: settlement.perform(effect_id, call, identity))
+
+
+async def drive(world: World, act: Callable[[], Awaitable[Receipt]]) -> Receipt:
+    """Do ``act``, making blocks for it until it is done; what it raises, this raises."""
     done: list[Receipt | CoaseError] = []
 
     async def run() -> None:
         try:
-            done.append(await settlement.perform(effect_id, call, identity))
+            done.append(await act())
         except CoaseError as error:
             done.append(error)
 

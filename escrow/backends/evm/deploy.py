@@ -15,7 +15,7 @@ from eth_abi.abi import encode as abi_encode
 from coase.protocol.errors import CallReverted, ConfigurationError
 from coase.protocol.types import ZERO_ADDRESS
 
-from .abi import Abi, factory_abi, token_abi
+from .abi import Abi, factory_abi, panels_abi, token_abi, vault_abi
 from .artifacts import artifact
 from .chain import EvmChain, Request
 from .rpc import RpcFailed
@@ -39,6 +39,14 @@ class Deployment:
     factory: str
     escrow: str
     block: int
+
+
+@dataclass(frozen=True, slots=True)
+class StakeDeployment:
+    """Where the vault of stakes and the factory of panels are."""
+
+    vault: str
+    panels: str
 
 
 async def deploy(
@@ -77,6 +85,39 @@ async def deploy(
         start = receipt.block
     await _require(chain, escrow, "JobEscrow")
     return Deployment(chain.chain_id, token, factory, escrow, start)
+
+
+async def deploy_stakes(
+    chain: EvmChain,
+    identity: Identity,
+    *,
+    factory: str,
+    token: str,
+    vault: str = "",
+    panels: str = "",
+    name: str = "deploy",
+) -> StakeDeployment:
+    """Put a vault of stakes in ``token`` and a factory of panels on the chain, where missing.
+
+    Both serve the escrows of ``factory``. ``vault`` and ``panels`` name ones that exist.
+
+    :raises ConfigurationError: if at a given address is something else
+    :raises CallReverted: if the chain refuses the code
+    """
+    await _require(chain, factory, "EscrowFactory")
+    if vault:
+        await _require(chain, vault, "StakeVault")
+    else:
+        data = artifact("StakeVault").bytecode + abi_encode(["address"] * 2, [factory, token])
+        effect_id = f"{name}/vault/{token}"
+        vault = await _create(chain, identity, effect_id, data, vault_abi(), "StakeVault")
+    if panels:
+        await _require(chain, panels, "PanelFactory")
+    else:
+        data = artifact("PanelFactory").bytecode + abi_encode(["address"], [factory])
+        effect_id = f"{name}/panels"
+        panels = await _create(chain, identity, effect_id, data, panels_abi(), "PanelFactory")
+    return StakeDeployment(vault, panels)
 
 
 async def escrow_of(chain: EvmChain, factory: str, token: str) -> str:
