@@ -7,7 +7,8 @@ for the length of a block, ``Node`` and ``open_node`` give the machinery underne
 from coase.negotiation.pricing import Price
 from coase.protocol.errors import BudgetExhausted, DealFailed
 
-from .agent import Agent, Job, Purchase
+from .agent import Agent, Purchase
+from .job import Job
 from .node import Node, joined, open_node
 from .purse import Budget
 from .seller import Windows

@@ -33,6 +33,7 @@ from .bargain import STYLES, BuyerBargain, SellerBargain, Style
 from .buyer import Ask, AskState, BuyerDesk, Wish
 from .checks import fault_in_time
 from .declare import models_of, require_ware
+from .job import Job, Shown
 from .past import Past, recall
 from .purse import Budget, Purse
 from .runtime import Done, Runtime, Seat
@@ -41,8 +42,7 @@ from .seller import SellerDesk, Ware, Windows
 if TYPE_CHECKING:
     from coase.protocol.session import Thread
 
-    from .compute.ports import Completion as Written
-    from .compute.ports import Compute, Prompt
+    from .compute.ports import Compute
     from .dispute import Advocate
     from .node import Node
     from .steps import Notice
@@ -56,7 +56,7 @@ HIRE_SLACK_S: Final = 30
 
 Task = TypeVar("Task", bound=BaseModel)
 Made = TypeVar("Made", bound=BaseModel)
-Handler = Callable[[Any, "Job"], Awaitable[BaseModel]]
+Handler = Callable[[Any, Job], Awaitable[BaseModel]]
 Check = Callable[[Any], str | None]
 
 
@@ -328,15 +328,15 @@ class Agent:
         blocked: Collection[AgentId] = (),
         tries: int = 1,
         key: str = "",
+        on_text: Callable[[str], None] | None = None,
     ) -> Purchase[Any]:
         """Ask for offers, bargain, lock, wait for the result, check it, and let it be settled.
 
-        Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is
-        the same purchase: repeated after a crash it is not bought twice. With ``tries`` above one,
-        a deal that fails is tried again with other sellers.
+        Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is the
+        same purchase, also after a crash. With ``tries`` above one, a deal that fails is tried
+        again with other sellers. ``on_text`` gets what the seller shows while it works.
 
-        :raises DealFailed: if nobody offered, or the deal ended without a good result; whatever
-            was locked comes back by the table of silence
+        :raises DealFailed: if nobody offered, or there was no good result: locked money comes back
         :raises BudgetExhausted: if a spending limit does not cover it, with the limit's name and
             what is left of it; nothing was signed or promised
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
@@ -372,7 +372,7 @@ class Agent:
                 experience=self._buying().experience,
             )
 
-        return await self._try(wish, bargain, fault, tries=tries, key=key)
+        return await self._try(wish, bargain, fault, tries=tries, key=key, on_text=on_text)
 
     def _highest_units(self, max_price: str) -> int:
         units = self._node().settlement.asset.money(max_price).units
@@ -388,6 +388,7 @@ class Agent:
         *,
         tries: int,
         key: str,
+        on_text: Callable[[str], None] | None,
     ) -> Purchase[Any]:
         """Buy, and again from others if it fails, each time with a new bargain."""
         me = self._buying().desk.me
@@ -398,7 +399,7 @@ class Agent:
             try:
                 if past is not None:
                     return self._bought(past, request_id, fault)
-                return await self._buy(wish, bargain(), request_id, fault)
+                return await self._buy(wish, bargain(), request_id, fault, on_text)
             except DealFailed as error:
                 last = error
                 seller = past.seller if past is not None else self._seller_of(error.deal_id)
@@ -411,12 +412,13 @@ class Agent:
         bargain: BuyerBargain,
         request_id: str,
         fault: Callable[[str], str | None] | None,
+        on_text: Callable[[str], None] | None,
     ) -> Purchase[Any]:
         node, buying, seat = self._node(), self._buying(), self._seat()
         now_ms = node.runtime.now_ms()
         if not request_id:
             request_id = buying.desk.chance.take(16).hex()
-        wait = _Wait()
+        wait = _Wait(shown=Shown(on_text) if on_text is not None else None)
         # Several may wait for one purchase: who calls again with the same key joins in.
         self._waits.setdefault(request_id, []).append(wait)
         if fault is not None:
@@ -534,6 +536,10 @@ class Agent:
                 wait.thread = wait.thread or thread
                 wait.why = notice.detail
                 wait.done.set()
+        elif thread is not None and notice.kind == "chunk":
+            for wait in self._waits.get(thread.request_id, ()):
+                if wait.shown is not None:
+                    wait.shown.take(notice.number, notice.detail)
         elif thread is not None and notice.kind in ("said:settle", "bad_result"):
             for wait in self._waits.get(thread.request_id, ()):
                 wait.thread, wait.why = thread, notice.detail
@@ -610,6 +616,7 @@ class _Wait:
     done: anyio.Event = field(default_factory=anyio.Event)
     thread: Thread | None = None
     why: str = ""
+    shown: Shown | None = None
 
     def end(self, ask: Ask) -> None:
         self.thread, self.why = ask.outcome, ask.why
@@ -620,78 +627,6 @@ class _Wait:
         if thread is not None and thread.verdict:
             self.thread = thread
             self.done.set()
-
-
-class Job:
-    """What a handler is given besides its task: the deal, its deadline, and a purse of its own."""
-
-    def __init__(self, agent: Agent, thread: Thread) -> None:
-        self.agent, self.thread = agent, thread
-        self.usage: dict[str, int] = {}
-        self._bought = 0
-
-    @property
-    def deal(self) -> str:
-        """The id of the deal."""
-        return self.thread.deal
-
-    @property
-    def buyer(self) -> AgentId:
-        """Who pays."""
-        return self.thread.counterparty
-
-    @property
-    def deliver_by_s(self) -> int:
-        """Unix seconds of chain time by which the result must be there."""
-        return self.thread.agreed_terms.deliver_by_s
-
-    @property
-    def price_units(self) -> int:
-        """What is locked for this deal."""
-        return self.thread.agreed_terms.price_units
-
-    def meter(self, **usage: int) -> None:
-        """Add to what was used: ``input_tokens``, ``output_tokens``, ``milliseconds``."""
-        for name, count in usage.items():
-            self.usage[name] = self.usage.get(name, 0) + count
-
-    async def hire(
-        self, capability: str, task: BaseModel, *, returns: type[Made], max_price: str, **wish: Any
-    ) -> Made:
-        """Buy what this job needs. After a crash the same purchase goes on, and is not made twice.
-
-        Takes what ``Agent.purchase`` takes. Purchases of one job are told apart by their order,
-        capability and task, so a handler should make them in the same order each time.
-        """
-        bought = await self.purchase(capability, task, returns=returns, max_price=max_price, **wish)
-        return bought.result
-
-    async def purchase(
-        self, capability: str, task: BaseModel, *, returns: type[Made], max_price: str, **wish: Any
-    ) -> Purchase[Made]:
-        """Buy what this job needs, and return the result with its price and seller."""
-        self._bought += 1
-        text = canonical_json(task.model_dump(mode="json"))
-        number = wish.pop("key", None) or keccak256(text.encode()).hex()
-        return await self.agent.purchase(
-            capability,
-            task,
-            returns=returns,
-            max_price=max_price,
-            key=f"{self.deal}/{capability}/{number}",
-            **wish,
-        )
-
-    async def complete(self, prompt: Prompt) -> Written:
-        """Ask the agent's own engine, and meter what it used."""
-        written = await self.agent.compute.complete(prompt)
-        used = written.usage
-        self.meter(
-            input_tokens=used.input_tokens,
-            output_tokens=used.output_tokens,
-            cached_input_tokens=used.cached_input_tokens,
-        )
-        return written
 
 
 def _wish(

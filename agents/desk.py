@@ -25,9 +25,11 @@ from coase.protocol.errors import (
 from coase.protocol.messages import (
     AWAITED,
     BODIES,
+    CHUNKS_MAX,
     ENVELOPE_LIFE_MAX_MS,
     ENVELOPE_SIZE_MAX_BYTES,
     Body,
+    Chunk,
     Describe,
     Description,
     Evidence,
@@ -141,7 +143,8 @@ class Desk(Memory):
             if self._heard.knows(header.sender, header.id):
                 self._again(header, step, now_ms=now_ms)
                 return step
-            self._heard.remember(header.sender, header.id, expires_ms=header.expires_ms)
+            if header.kind != "chunk":  # Its number tells a repetition, and there are many.
+                self._heard.remember(header.sender, header.id, expires_ms=header.expires_ms)
             self._check_times(header, now_ms=now_ms)
             self._route(header, step, now_ms=now_ms)
         except BadSignature:
@@ -235,6 +238,9 @@ class Desk(Memory):
             self._take(header, self.codec.unseal(header, self.inbox_secret), step, now_ms=now_ms)
             return
         thread = self._thread_for(header, now_ms=now_ms)
+        if header.kind == "chunk":
+            self._chunk(header, thread, step)
+            return
         self._take(header, self.codec.unseal(header, thread.secret), step, now_ms=now_ms)
 
     def _thread_for(self, header: Header, *, now_ms: int) -> Thread:
@@ -280,6 +286,15 @@ class Desk(Memory):
             half.heard(moved, message, step, now_ms=now_ms)
         self._work(moved.deal, step, now_ms=now_ms)
         self.close_if_over(moved.deal, step, now_ms=now_ms)
+
+    def _chunk(self, header: Header, thread: Thread, step: Step) -> None:
+        """Show a part of a result that is being made; nothing depends on it."""
+        buying = thread.side is Role.BUYER and thread.state in BOUND and thread.result is None
+        if not buying or header.seq >= CHUNKS_MAX:
+            return
+        body = open_body(header, self.codec.unseal(header, thread.secret)).body
+        if isinstance(body, Chunk):
+            step.effects.append(Notice("chunk", thread.deal, thread, body.text, header.seq))
 
     def _answered_plain(self, header: Header, step: Step, *, now_ms: int) -> None:
         message = open_body(header, header.body.encode())
@@ -346,7 +361,7 @@ class Desk(Memory):
         if not verified:
             return
         self._bury(header, str(refusal), now_ms=now_ms)
-        if header.kind in ("ack", "nack", "request", "describe", "description"):
+        if header.kind in ("ack", "nack", "request", "describe", "description", "chunk"):
             return
         plain = json.dumps(
             {"reason": refusal.reason, "detail": refusal.detail[:200], "now_ms": now_ms},
@@ -616,6 +631,20 @@ class Desk(Memory):
         patience_ms = self.margins.settle_patience_ms
         heapq.heappush(self._agenda, (now_ms + patience_ms, deal))
         self._work(deal, step, now_ms=now_ms)
+        return step
+
+    def show(self, deal: str, number: int, text: str, tokens: int, *, now_ms: int) -> Step:
+        """Show the buyer how the result's text goes on; ``number`` counts from 0 in each deal.
+
+        Nothing is journalled or repeated: the result alone counts.
+        """
+        step, thread = Step(), self.threads.get(deal)
+        if thread is None or thread.state not in BOUND or thread.result is not None:
+            return step
+        plain = json.dumps({"text": text, "tokens": tokens}, ensure_ascii=False).encode()
+        to, key = thread.counterparty, thread.their_key
+        wire = self._encode("chunk", self._id(), to, deal, "", plain, key, now_ms, number)
+        step.effects.append(Transmit(to, wire))
         return step
 
     def work_failed(self, deal: str, why: str, *, now_ms: int) -> Step:

@@ -64,6 +64,8 @@ class Notice:
     deal: str
     thread: Thread | None = None
     detail: str = ""
+    number: int = 0
+    """Of a chunk: which one it is."""
 
 
 Effect = Transmit | Publish | OnChain | DoWork | DoCheck | Notice

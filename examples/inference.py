@@ -22,7 +22,8 @@ oracle = Agent("oracle")
 async def infer(task: Inference, job: Job) -> Completion:
     """Run a prompt on the engine of this machine."""
     written = await job.complete(
-        Prompt.ask(task.prompt, system=task.system, max_tokens=task.max_tokens, seed=task.seed)
+        Prompt.ask(task.prompt, system=task.system, max_tokens=task.max_tokens, seed=task.seed),
+        show=True,
     )
     return Completion(
         text=written.text,

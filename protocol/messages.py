@@ -37,6 +37,8 @@ ROUNDS_MAX: Final = 16  # Proposals of each side; then the thread ends without a
 BIDS_MAX: Final = 256  # A buyer ranks offers before it verifies; this bounds what it ranks.
 ARBITERS_MAX: Final = 8
 FEATURES_MAX: Final = 16
+CHUNK_MAX_CHARS: Final = 4_096
+CHUNKS_MAX: Final = 65_536  # Of one deal: a token each is more than any context holds.
 # Two of them fit the envelope of a description.
 SCHEMA_MAX_CHARS: Final = 16_384
 WINDOW_MAX_S: Final = 30 * 24 * 3600  # The contract's own cap on every window.
@@ -349,6 +351,13 @@ class Result(Wire):
     signature: SignatureText
 
 
+class Chunk(Wire):
+    """A part of the result's text while it is made, ``seq`` its number. The result is what counts."""
+
+    text: Annotated[str, StringConstraints(max_length=CHUNK_MAX_CHARS)]
+    tokens: Count
+
+
 class Settle(Wire):
     """The buyer's consent to end the deal: with the seller's own it moves the money."""
 
@@ -423,6 +432,7 @@ Body = (
     | Withdraw
     | Locked
     | Task
+    | Chunk
     | Result
     | Settle
     | Ack
@@ -442,6 +452,7 @@ BODIES: Final[dict[str, type[Body]]] = {
     "withdraw": Withdraw,
     "locked": Locked,
     "task": Task,
+    "chunk": Chunk,
     "result": Result,
     "settle": Settle,
     "ack": Ack,
@@ -451,7 +462,7 @@ BODIES: Final[dict[str, type[Body]]] = {
     "evidence": Evidence,
 }
 SEALED: Final = frozenset(
-    "offer counter accept agreed reject withdraw locked task result settle evidence piece".split()
+    "offer counter accept agreed reject withdraw locked task chunk result settle evidence piece".split()
 )
 """Kinds whose body only the addressee may read. The others are public and refused if sealed."""
 

@@ -169,7 +169,7 @@ def counterparty(seat: Seat) -> tuple[Codec, str, str]:
 
 @given(
     st.sampled_from((MARKET.sellers[1], MARKET.buyer)),
-    st.sampled_from(sorted(SEALED - {"evidence", "piece"})),
+    st.sampled_from(sorted(SEALED - {"evidence", "piece", "chunk"})),
     st.one_of(
         st.binary(max_size=50),
         st.dictionaries(st.text(max_size=8), st.integers()).map(lambda d: json.dumps(d).encode()),
@@ -186,6 +186,13 @@ def test_a_counterpartys_bad_bodies_are_answered_with_a_reason(
     nack = next(e.wire for e in step.effects if isinstance(e, Transmit))
     assert json.loads(head_of(nack)["body"])["reason"] == "malformed"
     assert head_of(nack)["re"] == head_of(wire)["id"]
+
+
+@given(st.sampled_from((MARKET.sellers[1], MARKET.buyer)), st.binary(max_size=50))
+def test_a_counterpartys_bad_chunk_is_not_even_answered(seat: Seat, plain: bytes) -> None:
+    codec, deal, key = counterparty(seat)
+    wire = forged(codec, kind="chunk", to=seat.desk.me, deal=deal, plain=plain, key=key)
+    hear_unmoved(seat, wire, answers=())
 
 
 def test_who_is_no_side_of_a_deal_hears_that_there_is_none() -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from coase.agents import Agent, Job
 from coase.agents.admission import Admission
-from coase.agents.agent import Agent, Job
 from coase.agents.config import Network
 from coase.agents.seller import Windows
 from coase.agents.wares import Summarise, Summary

@@ -35,7 +35,7 @@ import anyio.lowlevel
 import typer
 from pydantic import BaseModel
 
-from coase.agents.agent import Agent, Job
+from coase.agents import Agent, Job
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.config import load_network
 from coase.agents.node import Node, open_node

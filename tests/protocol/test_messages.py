@@ -59,6 +59,7 @@ def samples() -> dict[str, dict[str, Any]]:
         "about": "",
         "key": "33" * 32,
     }
+    found["chunk"] = {"text": "t", "tokens": 1}
     found["evidence"] = {
         "terms": found["offer"]["terms"],
         "task_salt": B32,

@@ -156,11 +156,33 @@ async def _buy(
             capability, schemas = await _schemas(node, agent, capability)
         if isinstance(task, str):
             task = await _task(task, schemas[0])
+        live = _Live()
+        if capability == "inference" and out.is_terminal and not as_json:
+            wish = {**wish, "on_text": live.write}
         bought = await buy_once(node, agent, capability, task, schemas, max_price, wish)
-        _show(bought, as_json=as_json, inference=capability == "inference")
+        _show(bought, as_json=as_json, inference=capability == "inference", live=live)
 
 
-def _show(bought: Purchase[Any], *, as_json: bool, inference: bool) -> None:
+class _Live:
+    """An answer on the screen while it is written."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+
+    def write(self, text: str) -> None:
+        """Print how it goes on."""
+        text = printable(text)
+        self.shown += text
+        out.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+
+    def rest_of(self, text: str) -> str:
+        """Return what is still to be printed: all of it if something else was shown."""
+        if text.startswith(self.shown):
+            return text[len(self.shown) :]
+        return f"\n{text}"
+
+
+def _show(bought: Purchase[Any], *, as_json: bool, inference: bool, live: _Live) -> None:
     result = json.loads(bought.result)
     if as_json:
         emit(_document(bought, result))
@@ -168,7 +190,7 @@ def _show(bought: Purchase[Any], *, as_json: bool, inference: bool) -> None:
     values = list(result.values()) if isinstance(result, dict) else [result]
     text = result["text"] if inference else values[0] if len(values) == 1 else None
     if isinstance(text, str):
-        text = printable(text)
+        text = live.rest_of(printable(text))
         out.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
         out.print_json(data=result)

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
-from coase.agents.agent import Agent, Job
+from coase.agents import Agent, Job
 from coase.agents.bargain import SellerBargain, Style
 from coase.agents.compute.ports import Prompt
 from coase.agents.seller import Quote, Windows
