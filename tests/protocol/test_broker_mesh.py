@@ -361,13 +361,8 @@ async def test_out_of_its_time_a_certificate_joins_nobody(lan: Lan, days: int) -
 
 async def test_who_believes_us_without_being_believed_is_refused_by_us(lan: Lan) -> None:
     (ours,) = await lan.started("ours")
-    mixed = MeshFiles(
-        MeshFiles.of(lan.root / "ours" / "tls").ca,
-        lan.files("theirs", OTHER).cert,
-        lan.files("theirs", OTHER).key,
-    )
-    mixed.cert.write_bytes(lan.files("x", OTHER).cert.read_bytes())
-    mixed.key.write_bytes((lan.root / "x" / "tls" / "node.key").read_bytes())
+    believed, theirs = MeshFiles.of(lan.root / "ours" / "tls").ca, lan.files("theirs", OTHER)
+    mixed = MeshFiles(believed, theirs.cert, theirs.key)
     with pytest.raises(RemoteProtocolError, match="does not let us in"):
         await prove_peer(mixed, "127.0.0.1", ours.route_port)
 
