@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.terms import Domain
@@ -39,12 +39,23 @@ class Network(_Model):
     net: NetText = "local"
     nats: NatsAddress
     rpc: str
+    """One endpoint, or several with commas between: the next is for when one is away."""
     chain_id: int
     token: AddressText
     symbol: str = "COASE"
     decimals: int = 6
     factory: AddressText
     escrow: AddressText
+    from_block: int = Field(default=0, ge=0)
+    """The block of the escrow's deployment: what came before is not read."""
+    confirmations: int | None = Field(default=None, ge=0)
+    """How many blocks deep a deal must lie to be believed; without, what suits the chain."""
+    head_age_max_s: int | None = Field(default=None, ge=0)
+    """How old the newest block may be before an endpoint counts as stale; 0 for any age."""
+    fee_max_wei: int = Field(default=0, ge=0)
+    """The most that we pay for a unit of gas; 0 takes what suits the chain."""
+    funding: str = ""
+    """allowance, permit or authorization; empty takes the best that the token offers."""
     arbiters: tuple[AddressText, ...] = ()
     faucet: bool = False
     """Whether the chain gives coin and tokens to whoever asks: local chains only."""
@@ -52,6 +63,11 @@ class Network(_Model):
     """On a local chain, the address that minted everything and feeds the faucet."""
     pid: int = 0
     state: str = ""
+
+    @field_validator("rpc", mode="before")
+    @classmethod
+    def _joined(cls, value: object) -> object:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
     @property
     def asset(self) -> Asset:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from coase.escrow.advice import explained
 from coase.protocol.errors import (
     CallReverted,
     ChainUnavailable,
@@ -274,7 +275,7 @@ class Runtime:
         match made:
             case CallReverted():
                 # The world may have moved on: the next look tells what is owed now, if anything.
-                error, retry_ms = f"the escrow refused: {made}", CHAIN_RETRY_MS
+                error, retry_ms = f"the escrow refused: {explained(made)}", CHAIN_RETRY_MS
             case ChainUnavailable():
                 error, retry_ms = str(made), CHAIN_RETRY_MS
             case Exception():

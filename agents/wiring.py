@@ -12,9 +12,9 @@ from coase.escrow.chains import ChainKind, kind_of_chain
 from coase.escrow.ports import MemoryTxStore
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig, Tls
-from coase.protocol.errors import ConfigurationError
 
 from .backends.sqlite import SqliteJournal, SqliteTxStore
+from .caution import check_token, connect_options
 from .passphrase import find_passphrase
 
 if TYPE_CHECKING:
@@ -68,14 +68,13 @@ async def _settlement(network: Network, store: TxStore) -> EvmSettlement:
         network.rpc,
         escrow=network.escrow,
         store=store,
-        chain_id=network.chain_id,
+        **connect_options(network),
     )
-    if settlement.asset.token != network.token:
+    try:
+        check_token(settlement, network)
+    except BaseException:
         await settlement.close()
-        raise ConfigurationError(
-            f"the escrow {network.escrow} holds {settlement.asset.token}, and the network file"
-            f" says {network.token}; start a fresh network with: coase up"
-        )
+        raise
     return settlement
 
 
