@@ -294,7 +294,7 @@ class EvmChain:
 
         Return it, and False if its nonce was used before.
         """
-        fee_max, tip_max = await self._fees()
+        fee_max, tip_max = await self.fees()
         key = self._keys.setdefault(identity.address, _Key())
         async with key.lock:
             if not key.loaded:
@@ -432,7 +432,7 @@ class EvmChain:
 
         It was lost if the endpoint refused what had it, or a fork undid it and nobody repeats it.
         """
-        fee_max, tip_max = await self._fees()
+        fee_max, tip_max = await self.fees()
         nothing = Request(identity.address, b"", 21_000)
         effect_id = f"gap/{self.chain_id}/{identity.address}/{nonce}"
         tx = self._sign(effect_id, identity, nothing, nonce, fee_max, tip_max)
@@ -449,7 +449,7 @@ class EvmChain:
         What we pay at most is never passed: then the old one goes on waiting.
         """
         try:
-            fee_max, tip_max = await self._fees()
+            fee_max, tip_max = await self.fees()
         except FeeTooHigh as error:
             self._trouble = str(error)
             return old
@@ -466,7 +466,7 @@ class EvmChain:
             key.taken[tx.nonce] = tx
         return tx
 
-    async def _fees(self) -> tuple[int, int]:
+    async def fees(self) -> tuple[int, int]:
         """Return (fee_max, tip_max) that get into a block even if the base fee doubles.
 
         :raises FeeTooHigh: if not even the next block is to be had for what we pay
