@@ -181,7 +181,7 @@ def test_a_deposit_keeps_to_the_limit_for_one_seller() -> None:
             buyer.check_deposit(units)
     spent = buyer_of(replace(VIEW, balance_units=200, claimed_units=120))
     assert spent.stopped  # See below; what is claimed is no longer at risk.
-    assert replace(spent, stopped="").check_deposit(70) is None
+    replace(spent, stopped="").check_deposit(70)
 
 
 def test_claims_that_this_side_never_signed_stop_it() -> None:
