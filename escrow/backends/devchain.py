@@ -36,6 +36,10 @@ class DevChain:
     factory: str
     escrow: str
     deployer: str
+    vault: str
+    """The vault of sellers' stakes; empty on a chain that was begun without."""
+    panels: str
+    """The factory of panels of arbiters; likewise."""
     facts: dict[str, Any] = field(repr=False)
     process: asyncio.subprocess.Process = field(repr=False)
 
@@ -95,7 +99,7 @@ async def start_devchain(
     if "rpc" not in facts:
         await process.wait()
         raise ConfigurationError(str(facts.get("error", "the embedded chain did not start")))
-    names = ("rpc", "chain_id", "token", "factory", "escrow", "deployer")
+    names = ("rpc", "chain_id", "token", "factory", "escrow", "deployer", "vault", "panels")
     return DevChain(**{name: facts[name] for name in names}, facts=facts, process=process)
 
 

@@ -37,6 +37,8 @@ _KEY_FILE: Final = "deployer.key"
 _TRANSFER: Final = keccak256(b"transfer(address,uint256)")[:4]
 _DEPLOY_GAS: Final = 12_000_000
 _FEE_MAX: Final = 10**11
+_TRUST: Final = ((3, "StakeVault"), (4, "PanelFactory"))
+"""By the deployer's nonce: after token, factory and the factory's escrow."""
 
 
 class DevNode:
@@ -103,6 +105,7 @@ class DevNode:
         if len(self.engine.blocks) == 1:
             self._deploy()
         self.escrow = self._escrow()
+        self.vault, self.panels = (self._deployed(nonce, name) for nonce, name in _TRUST)
         if self.manual is not None:
             self.manual.time_s = max(self.manual.time_s, self.engine.head.time_s)
         extras = Extras(
@@ -157,6 +160,10 @@ class DevNode:
             (self.factory, keccak256(b"deploy(address)")[:4] + abi_encode(
                 ["address"], [self.token]
             )),
+            ("0x", artifact("StakeVault").bytecode + abi_encode(
+                ["address", "address"], [self.factory, self.token]
+            )),
+            ("0x", artifact("PanelFactory").bytecode + abi_encode(["address"], [self.factory])),
         ]  # fmt: skip
         for nonce, (to, data) in enumerate(calls):
             self._send(to, data, nonce=nonce, gas=_DEPLOY_GAS)
@@ -172,6 +179,12 @@ class DevNode:
             data=keccak256(b"escrowOf(address)")[:4] + abi_encode(["address"], [self.token]),
         )
         return "0x" + outcome.output[12:32].hex()
+
+    def _deployed(self, nonce: int, name: str) -> str:
+        """Return where the deployer put that contract, or nothing: older chains have none."""
+        address = created_address(self._deployer.address, nonce)
+        code = self.engine.state().get_code(bytes.fromhex(address[2:]))
+        return address if artifact(name).same_code(code) else ""
 
     # -- the disk ----------------------------------------------------------------------------
 
@@ -331,6 +344,8 @@ class DevNode:
             "decimals": 6,
             "factory": self.factory,
             "escrow": self.escrow,
+            "vault": self.vault,
+            "panels": self.panels,
             "deployer": self._deployer.address,
             "block": self.engine.head.number,
             "manual": self.manual is not None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from coase.escrow.backends.evm.abi import panels_abi
-from coase.escrow.backends.evm.deploy import deploy, deploy_stakes
+from coase.escrow.backends.evm.deploy import deploy
+from coase.escrow.backends.evm.deploy_stakes import deploy_stakes
 from coase.escrow.backends.evm.panel import EvmPanel
 from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.escrow.backends.evm.stake import EvmStakeRegistry
@@ -15,6 +16,7 @@ from coase.escrow.backends.memory import MemorySettlement
 from coase.escrow.backends.memory_panel import MemoryPanel, MemoryPanels
 from coase.escrow.backends.memory_stake import MemoryStakeRegistry, MemoryVault
 from coase.escrow.panel import MEMBERS_MAX, Constitution
+from coase.escrow.ports import MemoryTxStore
 from coase.protocol.errors import ConfigurationError
 from tests.conformance.stake_suite import StakeSuite, StakeWorld
 from tests.conformance.test_settlement_evm import GATE, TREASURY, EvmWorld
@@ -134,3 +136,18 @@ class TestEvmStakes(StakeSuite):
             data = panels_abi().encode("panelOf", constitution.threshold, constitution.members)
             told = await chain.call(world.made.panels, data, panels_abi())
             assert panel.address == "0x" + told[12:32].hex()
+
+    async def test_the_embedded_chain_has_them_from_its_first_block(
+        self, world: EvmStakeWorld
+    ) -> None:
+        node = world.node
+        facts = node.facts()
+        assert (facts["vault"], facts["panels"]) == (node.vault, node.panels)
+        own = await EvmSettlement.connect(node.url, escrow=node.escrow, store=MemoryTxStore())
+        world.opened.append(own)
+        registry = await EvmStakeRegistry.connect(own, vault=node.vault)
+        assert registry.asset == own.asset
+        assert await registry.held() == 0
+        one = Constitution.of(1, [TREASURY.address])
+        panel = await EvmPanel.connect(own, panels=node.panels, constitution=one)
+        assert not await panel.is_deployed()

@@ -638,7 +638,7 @@ async def test_a_stock_client_finds_what_it_asks_for(devchain: DevChain) -> None
         assert await w3.net.version == str(devchain.chain_id)
         assert await w3.eth.syncing is False
         block = await w3.eth.get_block(1, True)
-        assert len(block["transactions"]) == 3
+        assert len(block["transactions"]) == 5
         for tag in ("earliest", "latest", "pending", "safe", "finalized"):
             assert (await w3.eth.get_block(tag))["timestamp"] > 0
         history = await w3.eth.fee_history(2, "latest", [50.0])
