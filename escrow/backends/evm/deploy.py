@@ -1,7 +1,9 @@
 """Putting the contracts on a chain: token, factory and the token's escrow. Safe to repeat.
 
-Each step is an effect of its own in the store, so a deployment that was cut short goes on where
-it was, and what is there already is checked instead of deployed again.
+Where the deterministic deployer proxy is, each contract's address follows from its code, so that
+everybody who deploys finds the same and nobody deploys twice; elsewhere it follows from the
+deployer's nonce. Each step is an effect of its own in the store, so a deployment that was cut
+short goes on where it was, and what is there already is checked instead of deployed again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from eth_abi.abi import encode as abi_encode
 
-from coase.protocol.errors import CallReverted, ConfigurationError
+from coase.escrow.presets import DEPLOYER_PROXY, DEPLOYER_PROXY_CODE
+from coase.protocol.errors import CallReverted, ChainUnavailable, ConfigurationError
+from coase.protocol.identity import keccak256
 from coase.protocol.types import ZERO_ADDRESS
 
 from .abi import Abi, factory_abi, token_abi
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
     from coase.protocol.identity import Identity
 
 DEPLOY_GAS: Final = 12_000_000  # The factory takes 4.6 million, as it carries the escrow's code.
+# What each took on the embedded chain: for a plan, where the endpoint cannot estimate a step
+# because an earlier one is still to be made.
+GAS_MEASURED: Final = {"token": 2_200_000, "factory": 5_000_000, "escrow": 4_400_000}
+CONTRACTS: Final = {"token": "CoaseToken", "factory": "EscrowFactory", "escrow": "JobEscrow"}
+SALT: Final = bytes(32)
 TRANSFER_GAS: Final = 120_000
 COIN_GAS: Final = 21_000
 FAUCET_COIN: Final = 10**18
@@ -39,6 +48,69 @@ class Deployment:
     factory: str
     escrow: str
     block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One contract of a deployment: where it is or will be, and what it takes to put it there."""
+
+    what: str
+    """token, factory or escrow."""
+    address: str
+    """Empty if it will follow from the deployer's nonce."""
+    there: bool
+    gas: int
+    """An estimate; 0 if it is there."""
+
+
+async def plan(
+    chain: EvmChain, owner: str, *, token: str = "", factory: str = ""
+) -> tuple[Piece, ...]:
+    """Return what ``deploy`` would do for ``owner``, in order, without doing it.
+
+    :raises ConfigurationError: if at one of the addresses is something else
+    """
+    proxy = await has_proxy(chain)
+    pieces = [
+        await _piece(chain, what, given, owner, proxy=proxy)
+        for what, given in (("token", token), ("factory", factory))
+    ]
+    coin, maker = (piece.address for piece in pieces)
+    if not coin or not maker:
+        return (*pieces, Piece("escrow", "", there=False, gas=GAS_MEASURED["escrow"]))
+    escrow = escrow_address(maker, coin)
+    if await chain.code(escrow):
+        await _require(chain, escrow, "JobEscrow")
+        return (*pieces, Piece("escrow", escrow, there=True, gas=0))
+    ready = all(piece.there for piece in pieces)
+    data = factory_abi().encode("deploy", coin)
+    gas = await _estimate(chain, owner, maker, data) if ready else 0
+    return (*pieces, Piece("escrow", escrow, there=False, gas=gas or GAS_MEASURED["escrow"]))
+
+
+async def _piece(chain: EvmChain, what: str, given: str, owner: str, *, proxy: bool) -> Piece:
+    if given:
+        if what == "token":
+            await _require_token(chain, given)
+        else:
+            await _require(chain, given, CONTRACTS[what])
+        return Piece(what, given, there=True, gas=0)
+    code = _code_of(what, owner)
+    address = created_by_proxy(code) if proxy else ""
+    if address and await chain.code(address):
+        await _require(chain, address, CONTRACTS[what])
+        return Piece(what, address, there=True, gas=0)
+    gas = await _estimate(chain, owner, *((DEPLOYER_PROXY, SALT + code) if proxy else ("", code)))
+    return Piece(what, address, there=False, gas=gas or GAS_MEASURED[what])
+
+
+async def _estimate(chain: EvmChain, owner: str, to: str, data: bytes) -> int:
+    """Return the gas that a call takes, or 0 if the endpoint cannot say."""
+    call = {"from": owner, "to": to or None, "input": "0x" + data.hex()}
+    try:
+        return int(await chain.endpoint.ask("eth_estimateGas", call), 16)
+    except (RpcFailed, TypeError, ValueError):
+        return 0
 
 
 async def deploy(
@@ -57,20 +129,23 @@ async def deploy(
     :raises ConfigurationError: if at a given address is something else
     :raises CallReverted: if the chain refuses the code
     """
-    start = (await chain.endpoint.latest()).number
     if token:
         await _require_token(chain, token)
     else:
-        data = artifact("CoaseToken").bytecode + abi_encode(["address"], [identity.address])
-        token = await _create(chain, identity, f"{name}/token", data, token_abi(), "CoaseToken")
+        token = await _create(chain, identity, "token", name)
     if factory:
         await _require(chain, factory, "EscrowFactory")
     else:
-        code = artifact("EscrowFactory").bytecode
-        effect_id = f"{name}/factory"
-        factory = await _create(chain, identity, effect_id, code, factory_abi(), "EscrowFactory")
+        factory = await _create(chain, identity, "factory", name)
     escrow = await escrow_of(chain, factory, token)
-    if not await chain.code(escrow):
+    if escrow != escrow_address(factory, token):
+        raise ConfigurationError(
+            f"{chain.endpoint.url} says that the escrow of {token} is {escrow}, which does not"
+            " follow from the factory's code: it lies; use another endpoint"
+        )
+    if await chain.code(escrow):
+        start = await first_block_of(chain, escrow, (await chain.endpoint.latest()).number)
+    else:
         data = factory_abi().encode("deploy", token)
         request = Request(factory, data, DEPLOY_GAS)
         receipt = await chain.send(f"{name}/escrow/{token}", identity, request, factory_abi())
@@ -79,18 +154,81 @@ async def deploy(
     return Deployment(chain.chain_id, token, factory, escrow, start)
 
 
+async def has_proxy(chain: EvmChain) -> bool:
+    """Return whether the deterministic deployer proxy is on the chain, byte for byte."""
+    return await chain.code(DEPLOYER_PROXY) == DEPLOYER_PROXY_CODE
+
+
+def created_by_proxy(code: bytes) -> str:
+    """Return the address at which the proxy puts what ``code`` makes."""
+    return _create2(DEPLOYER_PROXY, code)
+
+
+def escrow_address(factory: str, token: str) -> str:
+    """Return where our factory at that address puts the escrow of ``token``."""
+    return _create2(factory, artifact("JobEscrow").bytecode + abi_encode(["address"], [token]))
+
+
+def _create2(maker: str, code: bytes) -> str:
+    packed = b"\xff" + bytes.fromhex(maker[2:]) + SALT + keccak256(code)
+    return "0x" + keccak256(packed)[12:].hex()
+
+
 async def escrow_of(chain: EvmChain, factory: str, token: str) -> str:
     """Return where the factory's escrow for ``token`` is, or will be."""
     data = factory_abi().encode("escrowOf", token)
     return "0x" + (await chain.call(factory, data, factory_abi()))[12:32].hex()
 
 
-async def _create(
-    chain: EvmChain, identity: Identity, effect_id: str, data: bytes, abi: Abi, what: str
-) -> str:
-    receipt = await chain.send(effect_id, identity, Request("", data, DEPLOY_GAS), abi)
-    await _require(chain, receipt.created, what)
-    return receipt.created
+async def first_block_of(chain: EvmChain, address: str, newest: int) -> int:
+    """Return the first block in which there is code at ``address``, which has some now.
+
+    An endpoint that has forgotten old states makes it later than it was: then ``newest``, or the
+    oldest that it remembers.
+    """
+    low, high = 0, newest  # Below low there is none, or it is not known; at high there is some.
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            code = await chain.endpoint.ask("eth_getCode", address, hex(middle))
+        except (RpcFailed, ChainUnavailable):
+            code = "0x"
+        low, high = (low, middle) if len(str(code)) > 2 else (middle + 1, high)
+    return high
+
+
+def _code_of(what: str, owner: str) -> bytes:
+    """Return the code that makes a contract: the token's names who gets its supply."""
+    code = artifact(CONTRACTS[what]).bytecode
+    return code + abi_encode(["address"], [owner]) if what == "token" else code
+
+
+async def _create(chain: EvmChain, identity: Identity, what: str, name: str) -> str:
+    """Put a contract there, unless it is, and return its address."""
+    code = _code_of(what, identity.address)
+    abi = token_abi() if what == "token" else factory_abi()
+    if not await has_proxy(chain):
+        request = Request("", code, DEPLOY_GAS)
+        receipt = await chain.send(f"{name}/{what}", identity, request, abi)
+        address = receipt.created
+    else:
+        address = created_by_proxy(code)
+        if not await chain.code(address):
+            await _by_proxy(chain, identity, f"{name}/{what}", code, abi, address)
+    await _require(chain, address, CONTRACTS[what])
+    return address
+
+
+async def _by_proxy(
+    chain: EvmChain, identity: Identity, effect_id: str, code: bytes, abi: Abi, address: str
+) -> None:
+    try:
+        request = Request(DEPLOYER_PROXY, SALT + code, DEPLOY_GAS)
+        await chain.send(effect_id, identity, request, abi)
+    except CallReverted:
+        # The proxy refuses what is there already: somebody else was quicker with the same code.
+        if not await chain.code(address):
+            raise
 
 
 async def _require(chain: EvmChain, address: str, what: str) -> None:
