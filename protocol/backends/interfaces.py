@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from coase.protocol.advert import IpAddress
 
 WATCH_EVERY_S: Final = 5.0  # From Wi-Fi to cable, or awake again: soon enough, and costs 0.1 ms.
-_STATES: Final = Path("/sys/class/net")
+_LINKS: Final = Path("/sys/class/net")
 
 
 def local_addresses(*, loopback: bool = False) -> tuple[str, ...]:
@@ -68,6 +69,6 @@ def _is_up(interface: str) -> bool:
     """Return whether there is a link: without a cable the address stays, and leads nowhere."""
     name = interface.partition(":")[0]  # An alias such as eth0:1.
     try:
-        return (_STATES / name / "operstate").read_text().strip() != "down"
-    except OSError:  # Not Linux, or a container that hides it.
-        return True
+        return (_LINKS / name / "carrier").read_text().strip() != "0"
+    except OSError as error:
+        return error.errno != errno.EINVAL  # That means down; else it is no Linux, or hides it.

@@ -86,6 +86,7 @@ class MdnsNeighbours(Neighbours):
     ) -> None:
         self._settings = _Settings(tuple(interfaces), ip_version, ttl_s, ask_every_s, loopback)
         self._session: _Session | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._health = NeighboursHealth()
 
     async def open(self, advert: Advert, on_news: OnNews) -> None:
@@ -117,10 +118,12 @@ class MdnsNeighbours(Neighbours):
             self._session.ask()
 
     async def close(self) -> None:
-        """See ``Neighbours.close``."""
+        """See ``Neighbours.close``. It goes on if the caller is cancelled meanwhile."""
         session, self._session = self._session, None
         if session is not None:
-            await session.stop()
+            self._closing = asyncio.get_running_loop().create_task(session.stop())
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
 
     def health(self) -> NeighboursHealth:
         """Return the counters as they are now."""
@@ -179,6 +182,7 @@ class _Session(RecordUpdateListener):
         self._names: dict[str, _Name] = {}
         self._odd: dict[str, None] = {}
         self._changed: set[str] = set()
+        self._resolving = 0
         self._look_now = asyncio.Event()
         self._mdns: AsyncZeroconf | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -196,15 +200,16 @@ class _Session(RecordUpdateListener):
         self._spawn(self._keep_looking())
 
     async def stop(self) -> None:
-        self._on_news = None
-        for task in [*self._tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._on_news = None  # From here on nothing is told, and no socket opened again.
         try:
             async with self._socket_lock:
                 await self._close_sockets(goodbye=True)
         finally:
+            self._drop_sockets()
+            for task in self._tasks:
+                task.cancel()
             self._complaints.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def change(self, advert: Advert) -> None:
         async with self._socket_lock:
@@ -243,25 +248,37 @@ class _Session(RecordUpdateListener):
         self._heard_self_s = asyncio.get_running_loop().time()
 
     async def _close_sockets(self, *, goodbye: bool) -> None:
-        mdns, self._mdns = self._mdns, None
+        announcement, self._announcement = self._announcement, None
         self._health.announced = False
-        if self._announcement is not None:
-            self._announcement.cancel()
-            await asyncio.gather(self._announcement, return_exceptions=True)
-        if mdns is not None:
-            mdns.zeroconf.async_remove_listener(self)
-            if not goodbye:
-                registry = mdns.zeroconf.registry
-                registry.async_remove(registry.async_get_service_infos())
-            await mdns.async_close()
+        try:
+            if announcement is not None:
+                announcement.cancel()
+                await asyncio.gather(announcement, return_exceptions=True)
+            if self._mdns is not None:
+                if not goodbye:
+                    registry = self._mdns.zeroconf.registry
+                    registry.async_remove(registry.async_get_service_infos())
+                await self._mdns.async_close()
+        finally:
+            self._drop_sockets()
+
+    def _drop_sockets(self) -> None:
+        """Close what is still open, in one step: this is the end of the program, or of a try."""
+        mdns, self._mdns = self._mdns, None
+        if mdns is not None and not mdns.zeroconf.done:
+            mdns.zeroconf.close()
 
     async def _reopen(self) -> None:
         """Join the networks afresh, as after an interface went and came back."""
+        if self._on_news is None:
+            return
         await self._close_sockets(goodbye=False)
         try:
             await self._open_sockets()
         except ConfigurationError as error:
-            await self._close_sockets(goodbye=False)
+            self._drop_sockets()
+            for label in [*self._names]:
+                self._forget(label)  # Cut off as we are, nobody is around.
             self._health.complaints += 1
             self._health.last_complaint = str(error)[:COMPLAINT_MAX_CHARS]
 
@@ -330,8 +347,10 @@ class _Session(RecordUpdateListener):
             self._changed.add(label)
         elif goodbye:
             self._forget(label)
-        elif label in self._names or self._make_room():
-            self._names.setdefault(label, _Name())
+        else:
+            if label not in self._names:
+                self._make_room()
+                self._names[label] = _Name()
             self._changed.add(label)
         self._health.names = len(self._names)
 
@@ -346,17 +365,20 @@ class _Session(RecordUpdateListener):
             del self._odd[next(iter(self._odd))]
         self._tell(Malformed(shown, Refusal("its name is not the id of a node")))
 
-    def _make_room(self) -> bool:
-        """Stop following a stranger if there are too many; what is of our network stays."""
+    def _make_room(self) -> None:
+        """Stop following a stranger if there are too many, or the one that is followed longest.
+
+        If that was ours after all, it is heard again at the next question.
+        """
         if len(self._names) < NAMES_MAX:
-            return True
+            return
         self._health.dropped += 1
-        for label, name in self._names.items():
-            ours = isinstance(name.told, Heard) and name.told.advert.network == self.advert.network
-            if not ours and label != self.advert.node_id:
-                self._forget(label)
-                return True
-        return False
+        others = [label for label in self._names if label != self.advert.node_id]
+        strangers = (label for label in others if not self._is_ours(self._names[label]))
+        self._forget(next(strangers, others[0]))
+
+    def _is_ours(self, name: _Name) -> bool:
+        return isinstance(name.told, Heard) and name.told.advert.network == self.advert.network
 
     def _forget(self, label: str) -> None:
         name = self._names.pop(label, None)
@@ -397,8 +419,9 @@ class _Session(RecordUpdateListener):
         if info.load_from_cache(self._mdns.zeroconf):
             self._found(label, name, info)
         elif label != self.advert.node_id and not name.resolving:
-            if sum(one.resolving for one in self._names.values()) < RESOLVING_MAX:
+            if self._resolving < RESOLVING_MAX:
                 name.resolving = True
+                self._resolving += 1
                 self._spawn(self._resolve(label, name, self._mdns.zeroconf))
 
     async def _resolve(self, label: str, name: _Name, zc: Zeroconf) -> None:
@@ -408,6 +431,7 @@ class _Session(RecordUpdateListener):
             answered = await info.async_request(zc, RESOLVE_WAIT_MS)
         finally:
             name.resolving = False
+            self._resolving -= 1
         if self._names.get(label) is not name:
             return
         if answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,5 +36,4 @@ class TestMdnsNeighbours(NeighboursSuite):
             return made[-1]
 
         yield make_one
-        for one in made:
-            await one.close()
+        await asyncio.gather(*(one.close() for one in made))
