@@ -222,6 +222,7 @@ async def open_node(
     :raises TransportUnavailable: if the broker does not answer
     """
     from .wiring import open_settlement, open_transport, unlock_keys
+    from .withdrawal import serve_owner
 
     network = network or load_network()
     home = state_home() / "nodes" / f"{network.net}-{network.escrow[2:10]}"
@@ -236,6 +237,7 @@ async def open_node(
                 try:
                     node = Node(network, transport, settlement, journal, seed=seed, compute=compute)
                     async with running(node):
+                        serve_owner(node, journal, directory.path)
                         yield node
                 finally:
                     with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):

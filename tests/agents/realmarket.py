@@ -15,6 +15,7 @@ from coase.agents.node import Node, running
 from coase.agents.seller import Windows
 from coase.agents.wares import Summarise, Summary
 from coase.agents.wiring import open_settlement
+from coase.agents.withdrawal import serve_owner
 from coase.escrow.backends.devchain_node import DevNode
 from coase.escrow.backends.keystore import open_keyring
 from coase.protocol.backends.memory import MemoryNetwork
@@ -71,6 +72,7 @@ class RealMarket:
             try:
                 async with running(node):
                     await node.add_arbiter(ARBITER)
+                    serve_owner(node, journal, directory.path)
                     yield node
             finally:
                 with anyio.CancelScope(shield=True):

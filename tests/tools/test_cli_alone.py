@@ -35,6 +35,7 @@ COMMANDS = [
     ("wallet",),
     ("export",),
     ("audit",),
+    ("withdraw",),
 ]
 
 

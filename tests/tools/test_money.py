@@ -17,13 +17,15 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from coase.agents import Agent
+from coase.agents import Agent, passphrase
 from coase.agents.audit import audit
+from coase.agents.backends.sqlite import StateDirectory
 from coase.agents.wiring import view_settlement
 from coase.escrow.backends.evm.abi import token_abi
 from coase.escrow.backends.evm.chain import EvmChain, Request
 from coase.escrow.backends.keystore import open_keyring
 from coase.escrow.ports import MemoryTxStore
+from coase.tools.cli import withdraw_command
 from tests.agents.realmarket import ARBITER, FUNDS, RealMarket, buy, real_market, scribe
 from tests.tools.commands import Home
 
@@ -365,6 +367,121 @@ def test_what_a_key_spent_elsewhere_is_named(world: World) -> None:
         "chain: 1 transactions of this key are on the chain and not in the journal (nonces 0)"
     ]
     assert [(row["units"], row["counterparty"]) for row in sent] == [("5", "0x" + "ee" * 20)]
+
+
+# ---- money out ---------------------------------------------------------------------------------
+
+OWNER_AT = "0x52908400098527886E0F7030069857D2E4169EE7"
+
+
+def test_what_is_taken_out_is_sent_once_and_booked(world: World) -> None:
+    before = world.keys()["seller"]
+    order = ("withdraw", OWNER_AT, "1.5", "--from", "seller", "--yes", "--id", "rent")
+    sent = world.home.json(*order)
+    assert (sent["amount"], sent["asset"], sent["to"]) == ("1.5", "COASE", OWNER_AT.lower())
+    assert world.home.json(*order) == sent
+    other = world.home.call(
+        "withdraw", OWNER_AT, "2", "--from", "seller", "--yes", "--id", "rent", code=2
+    )
+    assert "stands for another withdrawal" in other.stderr
+    coin = ("withdraw", OWNER_AT, "0.25", "--from", before["address"], "--coin", "-y")
+    assert "sent 0.25 coin" in world.home.call(*coin).stdout
+    after = world.keys()["seller"]
+    assert int(before["balance_units"]) - int(after["balance_units"]) == 1_500_000
+    booked = [row for row in postings(world) if row["account"] == "withdrawn"]
+    assert [(row["amount"], row["asset"]) for row in booked] == [("1.5", "COASE"), ("0.25", "coin")]
+    assert {row["agent"] for row in booked} == {"seller"}
+    assert world.home.json("audit")["differences"] == []
+
+
+def test_beside_a_node_that_runs_it_is_the_node_that_sends(world: World) -> None:
+    with world.node("swarm") as node:
+        world.portal.call(world.market.join, node, scribe("seller"))
+        sent = world.home.json("withdraw", OWNER_AT, "0.5", "--from", "seller", "--yes")
+        assert sent["tx"]
+        much = world.home.call("withdraw", OWNER_AT, "99", "--from", "seller", "--yes", code=2)
+        assert "less than 99" in much.stderr
+        assert world.home.json("audit")["differences"] == []
+
+
+def test_who_holds_the_key_and_takes_no_orders_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(withdraw_command, "TAKEN_MAX_S", 0.3)
+    place = world.market.place("swarm")
+    held = StateDirectory(place)
+    try:
+        done = world.home.call("withdraw", OWNER_AT, "1", "--from", "seller", "--yes", code=2)
+    finally:
+        held.release()
+    assert "takes no orders: nothing was sent" in done.stderr
+    assert list((place / "orders").iterdir()) == []
+
+
+def test_what_is_not_sent(world: World) -> None:
+    def refused(*args: str) -> str:
+        return world.home.call("withdraw", *args, code=2).stderr
+
+    before = world.keys()
+    seller = ("--from", "seller", "--yes")
+    mistyped = OWNER_AT.replace("E7", "e7")
+    assert "mistyped" in refused(mistyped, "1", *seller)
+    assert "no address" in refused("bob", "1", *seller)
+    assert "zero address" in refused("0x" + "00" * 20, "1", *seller)
+    assert "the token's own contract" in refused(world.market.network.token, "1", *seller)
+    assert "the escrow" in refused(world.market.network.escrow, "1", *seller)
+    assert "the very key" in refused(before["seller"]["address"], "1", *seller)
+    assert "the amount is 0" in refused(OWNER_AT, "0", *seller)
+    assert "plain decimal" in refused(OWNER_AT, "1e3", *seller)
+    assert "finer than" in refused(OWNER_AT, "0.0000001", *seller)
+    assert "less than 1000" in refused(OWNER_AT, "1000", *seller)
+    assert "must stay" in refused(OWNER_AT, "all", "--coin", *seller)
+    assert "name one of your keys" in refused(OWNER_AT, "1", "--yes")
+    assert "name one of your keys" in refused(OWNER_AT, "1", "--yes", "--from", "nobody")
+    assert "add --yes" in refused(OWNER_AT, "1", "--from", "seller")
+    assert "no id for a withdrawal" in refused(OWNER_AT, "1", "--id", "../x", *seller)
+    after = world.keys()
+    assert {k: v["balance_units"] for k, v in after.items()} == {
+        k: v["balance_units"] for k, v in before.items()
+    }
+
+
+def test_at_a_terminal_it_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passphrase, "can_ask", lambda: True)
+    order = ("withdraw", OWNER_AT, "0.01", "--from", "seller")
+    asked = world.home.call(*order, stdin=b"n\n", code=2).stderr
+    assert f"send 0.01 COASE from seller {world.addresses['seller']} to {OWNER_AT}?" in asked
+    assert "nothing was sent" in asked
+    assert "sent 0.01 COASE" in world.home.call(*order, stdin=b"y\n").stdout
+
+
+PLANTED_ORDERS = {
+    "another amount": (
+        "UPDATE records SET data = replace(CAST(data AS TEXT), '1500000', '1400000')"
+        " WHERE kind = 'withdraw'",
+        "withdraw:rent was to pay 1400000 units",
+    ),
+    "no order": ("DELETE FROM records WHERE kind = 'withdraw'", "was paid, and not ordered"),
+    "no payment": (
+        "DELETE FROM transactions WHERE effect_id LIKE 'withdraw:rent@%'",
+        "withdraw:rent is paid by the journal, not by the chain",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED_ORDERS)
+def test_a_withdrawal_that_was_tampered_with_is_named(
+    world: World, tmp_path: Path, case: str
+) -> None:
+    copy = tmp_path / "swarm"
+    shutil.copytree(world.market.place("swarm"), copy)
+    statement, said = PLANTED_ORDERS[case]
+    connection = sqlite3.connect(copy / "journal.sqlite")
+    assert connection.execute(statement).rowcount
+    connection.commit()
+    connection.close()
+    found = differences(world, copy)
+    assert any(said in line for line in found), found
 
 
 # ---- nothing there -----------------------------------------------------------------------------

@@ -243,10 +243,11 @@ def load() -> None:
         model_command,
         up_command,
         wallet_commands,
+        withdraw_command,
     )
 
     _ = (agent_command, audit_command, buy_commands, demo_command, keys_command, lan_commands)
-    _ = (look_commands, model_command, up_command, wallet_commands)
+    _ = (look_commands, model_command, up_command, wallet_commands, withdraw_command)
 
 
 def run() -> None:

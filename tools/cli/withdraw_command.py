@@ -1,0 +1,321 @@
+"""``coase withdraw``: money out of an agent's key, to an address of the owner's choice."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from coase.protocol.errors import ChainUnavailable, ConfigurationError
+
+from .app import EXIT_FAILED, Json, app, emit, err, out, perform, say
+from .wallet_commands import COIN_DECIMALS, State, places_of, viewing
+
+if TYPE_CHECKING:
+    from coase.agents.config import Network
+    from coase.agents.wallet import Holding
+    from coase.agents.withdrawal import Order, Outcome
+    from coase.escrow.backends.evm.settlement import EvmSettlement
+
+ALL: Final = "all"
+TAKEN_MAX_S: Final = 15.0  # A node that runs looks three times a second.
+PAID_MAX_S: Final = 150.0  # Longer than its chain client waits for a block.
+POLL_S: Final = 0.1
+
+
+@app.command()
+def withdraw(
+    to: Annotated[str, typer.Argument(help="The address that is paid.")],
+    amount: Annotated[str, typer.Argument(help="How much, such as 2.5; or all.")],
+    source: Annotated[
+        str, typer.Option("--from", help="Agent's name or address; needed if you have several.")
+    ] = "",
+    coin: Annotated[
+        bool, typer.Option("--coin", help="The chain's own coin instead of the token.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    id_: Annotated[
+        str,
+        typer.Option("--id", help="The same id is the same withdrawal: it is paid once."),
+    ] = "",
+    state: State = None,
+    json_: Json = False,
+) -> None:
+    """Send tokens or coin out of an agent's key. Nothing is ever paid twice.
+
+    Works beside the agent that has the key, and when it does not run. No budget stands in the way:
+    budgets bind agents, not their owner.
+
+    Example: [b]coase withdraw 0x52908400098527886E0F7030069857D2E4169EE7 2.5 --from oracle[/b]
+    """
+
+    async def work() -> tuple[Order, Outcome, dict[str, Any]]:
+        return await _withdraw(to, amount, source, state, coin=coin, yes=yes, order_id=id_)
+
+    order, outcome, document = perform(work)
+    if json_:
+        emit(document | {"id": order.id, "tx": outcome.tx_hash, "why": outcome.why})
+    elif outcome.tx_hash:
+        out.print(
+            f"sent {document['amount']} {document['asset']} to {order.to}\n"
+            f"transaction {outcome.tx_hash}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if outcome.why:
+        err.print(f"[bold red]coase:[/] refused, nothing was sent: {outcome.why}", soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED)
+
+
+async def _withdraw(
+    to: str,
+    amount: str,
+    source: str,
+    state: Path | None,
+    *,
+    coin: bool,
+    yes: bool,
+    order_id: str,
+) -> tuple[Order, Outcome, dict[str, Any]]:
+    from coase.agents.config import load_network
+    from coase.agents.wallet import holdings_of, read_facts, read_places
+    from coase.agents.wiring import chain_kind
+    from coase.agents.withdrawal import (
+        Order,
+        checked_address,
+        require_order_id,
+        require_payable,
+    )
+    from coase.escrow.chains import ChainKind
+
+    network = load_network()
+    if order_id:
+        require_order_id(order_id)
+    address = checked_address(to, strict=chain_kind(network) is ChainKind.MAIN)
+    places = read_places(places_of(network, state))
+    async with viewing(network) as settlement:
+        holdings = holdings_of(await read_facts(settlement, places), places)
+        holding = _source(holdings, source)
+        require_payable(address, holding.owner, settlement)
+        units = _units(network, holding, amount, coin=coin)
+        order = Order(
+            order_id or secrets.token_hex(8),
+            holding.owner,
+            "coin" if coin else "token",
+            address,
+            units,
+        )
+        order, over = _known(holding.place, order, given=bool(order_id))
+        decimals = COIN_DECIMALS if coin else network.decimals
+        document = _document(network, holding, order, decimals)
+        if over is None:
+            await _require_enough(settlement, holding, order, document)
+            _confirm(document, yes=yes)
+            say(f"withdrawal {order.id}: the same --id never pays twice")
+            over = await _pay(network, holding.place, order)
+    return order, over, document
+
+
+def _source(holdings: list[Holding], source: str) -> Holding:
+    named = [h for h in holdings if h.name]
+    found = [h for h in named if source.lower() in (h.name.lower(), h.owner)] if source else named
+    if len(found) == 1:
+        return found[0]
+    if not named:
+        raise ConfigurationError("there are no keys to pay from: see coase keys list")
+    listed = ", ".join(f"{h.name} {h.owner}" for h in found or named)
+    what = "name one of your keys with --from" if len(found) != 1 else ""
+    raise ConfigurationError(f"{what}: {listed}")
+
+
+def _units(network: Network, holding: Holding, amount: str, *, coin: bool) -> int:
+    from coase.protocol.types import Asset
+
+    if amount == ALL:
+        if coin:
+            raise ConfigurationError("some coin must stay to pay for gas: say how much")
+        units = holding.units
+    else:
+        asset = Asset(network.chain_id, network.token, network.symbol, network.decimals)
+        asset = replace(asset, symbol="coin", decimals=COIN_DECIMALS) if coin else asset
+        units = asset.money(amount).units
+    if units == 0:
+        raise ConfigurationError("the amount is 0: nothing to send")
+    return units
+
+
+def _known(place: Path, order: Order, *, given: bool) -> tuple[Order, Outcome | None]:
+    """Return the order to go on with, and its outcome if it is over.
+
+    Without an id of the user's, an unfinished one that is the same but for its id is that one.
+    """
+    from coase.agents.withdrawal import Order as Kept
+    from coase.agents.withdrawal import Outcome, placed
+
+    begun: dict[str, Order] = {kept.id: kept for kept in placed(place)}
+    over: dict[str, Outcome] = {}
+    for kind, deal, data in _owners_records(place):
+        if kind == "withdraw":
+            kept = Kept.from_json(data)
+            begun[kept.id] = kept
+            over.pop(kept.id, None)
+        else:
+            row = json.loads(data)
+            over[deal.partition(":")[2]] = Outcome(row["tx"], row["why"])
+    if given:
+        same = begun.get(order.id)
+        if same is not None and same != order:
+            raise ConfigurationError(
+                f"the id {order.id} stands for another withdrawal: {same.units} units of"
+                f" {same.asset} from {same.owner} to {same.to}; nothing was sent"
+            )
+        ended = over.get(order.id)
+        return order, ended if ended is not None and ended.tx_hash else None
+    for kept in begun.values():
+        if replace(kept, id=order.id) == order and kept.id not in over:
+            say(f"withdrawal {kept.id} of the same amount is not finished: going on with it")
+            return kept, None
+    return order, None
+
+
+def _owners_records(place: Path) -> list[tuple[str, str, bytes]]:
+    path = place / "journal.sqlite"
+    if not path.exists():
+        return []
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
+        try:
+            rows = connection.execute(
+                "SELECT kind, deal, data FROM records"
+                " WHERE kind IN ('withdraw', 'withdrawn') ORDER BY seq"
+            ).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"no journal can be read at {path}: {error}") from error
+    return [(row[0], row[1], bytes(row[2])) for row in rows]
+
+
+async def _require_enough(
+    settlement: EvmSettlement, holding: Holding, order: Order, document: dict[str, Any]
+) -> None:
+    from coase.protocol.types import units_to_text
+
+    held = holding.wei if order.asset == "coin" else holding.units
+    if order.units > held and await settlement.chain.kept(f"{order.name}@{order.owner}") is None:
+        text = units_to_text(held, document["decimals"])
+        raise ConfigurationError(
+            f"{holding.name} holds {text} {document['asset']}, less than {document['amount']};"
+            " what is locked comes back by its deadline: see coase wallet"
+        )
+
+
+def _confirm(document: dict[str, Any], *, yes: bool) -> None:
+    """Return if the owner means it."""
+    if yes:
+        return
+    from coase.agents.passphrase import can_ask
+
+    question = (
+        f"send {document['amount']} {document['asset']} from {document['from']}"
+        f" {document['address']} to {document['to_checksum']}?"
+    )
+    if not can_ask():
+        raise ConfigurationError(f"{question} Nobody is here to say yes: add --yes")
+    if not typer.confirm(question, err=True):
+        raise ConfigurationError("nothing was sent")
+
+
+async def _pay(network: Network, place: Path, order: Order) -> Outcome:
+    """Pay with the node that runs, or without one."""
+    from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
+    from coase.agents.wiring import open_settlement, unlock_keys
+    from coase.agents.withdrawal import Withdrawals, identity_in
+
+    from .journals import held_by
+
+    if holder := held_by(place):
+        return await _by_node(place, order, holder)
+    directory = StateDirectory(place)
+    try:
+        journal = SqliteJournal(place / "journal.sqlite")
+        try:
+            keys = unlock_keys(network, place)
+            settlement = await open_settlement(network, journal)
+            try:
+                withdrawals = Withdrawals(
+                    settlement,
+                    journal,
+                    identity_of=lambda owner: identity_in(keys, place, owner),
+                    now_ms=lambda: time.time_ns() // 1_000_000,
+                )
+                return await withdrawals.perform(order)
+            finally:
+                await settlement.close()
+        finally:
+            await journal.close()
+    finally:
+        directory.release()
+
+
+async def _by_node(place: Path, order: Order, holder: str) -> Outcome:
+    """Lay the order down for the node that has the key, and wait for what it does."""
+    import anyio
+
+    from coase.agents.withdrawal import place_order, take_back
+
+    before = len(_ends(place, order))
+    place_order(place, order)
+    try:
+        with anyio.move_on_after(TAKEN_MAX_S):
+            while (place / "orders" / f"{order.id}.json").exists():  # noqa: ASYNC110
+                await anyio.sleep(POLL_S)
+    finally:
+        back = take_back(place, order)
+    if back:
+        raise ConfigurationError(
+            f"{place} is held by {holder}, which takes no orders: nothing was sent; stop it first"
+        )
+    with anyio.move_on_after(PAID_MAX_S):
+        while True:
+            if len(ends := _ends(place, order)) > before:
+                return ends[-1]
+            await anyio.sleep(POLL_S)
+    raise ChainUnavailable(
+        f"the withdrawal is under way in {holder}, and not in a block yet; ask again with:"
+        f" coase withdraw … --id {order.id}"
+    )
+
+
+def _ends(place: Path, order: Order) -> list[Outcome]:
+    """Return what became of an order so far: it may be refused and tried again."""
+    from coase.agents.withdrawal import Outcome
+
+    rows = [
+        json.loads(d)
+        for kind, deal, d in _owners_records(place)
+        if deal == order.name and kind == "withdrawn"
+    ]
+    return [Outcome(row["tx"], row["why"]) for row in rows]
+
+
+def _document(network: Network, holding: Holding, order: Order, decimals: int) -> dict[str, Any]:
+    from coase.agents.withdrawal import checksum_address
+    from coase.protocol.types import units_to_text
+
+    return {
+        "from": holding.name,
+        "address": order.owner,
+        "to": order.to,
+        "to_checksum": checksum_address(order.to),
+        "asset": "coin" if order.asset == "coin" else network.symbol,
+        "amount": units_to_text(order.units, decimals),
+        "units": str(order.units),
+        "decimals": decimals,
+    }
