@@ -23,7 +23,7 @@ from tests.conformance.test_settlement_evm import GATE, TREASURY, EvmWorld
 from tests.conformance.test_settlement_memory import ASSET, ESCROW, START_S, MemoryWorld
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from coase.escrow.ports import Panel
     from coase.protocol.types import AgentId, Asset
@@ -60,6 +60,9 @@ class MemoryStakeWorld(MemoryWorld, StakeWorld):
 class EvmStakeWorld(EvmWorld, StakeWorld):
     """The embedded chain, with the contracts."""
 
+    code: AgentId = ""
+    """The code that panels share, once somebody has asked for it."""
+
     async def start(self) -> None:
         await super().start()
         assert isinstance(self.settlement, EvmSettlement)
@@ -85,15 +88,22 @@ class TestMemoryStakes(StakeSuite):
         await world.close()
 
 
+@pytest.fixture(scope="module")
+async def evm_world() -> AsyncIterator[EvmStakeWorld]:
+    """One chain for all tests here: each has people of its own and only moves time forward."""
+    world = EvmStakeWorld()
+    await world.start()
+    yield world
+    await world.close()
+
+
 class TestEvmStakes(StakeSuite):
     """Every promise of the ports, kept by the contracts."""
 
     @pytest.fixture
-    async def world(self) -> AsyncIterator[EvmStakeWorld]:
-        world = EvmStakeWorld()
-        await world.start()
-        yield world
-        await world.close()
+    def world(self, evm_world: EvmStakeWorld) -> Iterator[EvmStakeWorld]:
+        yield evm_world
+        evm_world.clock.automatic = False
 
     async def test_a_vault_is_what_it_should_be_or_none(self, world: EvmStakeWorld) -> None:
         for wrong in (world.made.panels, world.escrow, TREASURY.address):
