@@ -1,7 +1,8 @@
 """Contracts that everybody knows by their address: on a local chain their code is put there.
 
-x402's clients and facilitators have these addresses built in, so a second deployment elsewhere
-could not talk to them. On public chains the contracts stand there already.
+x402's clients and facilitators have its addresses built in, so a second deployment elsewhere
+could not talk to them. On public chains the contracts stand there already; ERC-8004's registries
+have these addresses on main chains, and others on test chains.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ AUTHORIZATION_COLLECTOR: Final = "0x4020806089470a89826cb9fb1f4059150b550004"
 PERMIT2_COLLECTOR: Final = "0x4020425faf3b746c082c2f942b4e5159887b0005"
 PERMIT2: Final = "0x000000000022d473030f116ddee9f6b43ac78ba3"
 MULTICALL3: Final = "0xca11bde05977b3631167028862be2a173976ca11"
+IDENTITY_REGISTRY: Final = "0x8004a169fb4a3325136eb29fa0ceb6d2e539a432"
+REPUTATION_REGISTRY: Final = "0x8004baa17c55a88189ae136b182e5fda19de9b63"
 
 _CONTRACTS: Final = {
     CHANNELS: ("PaymentChannels", ""),
@@ -23,6 +26,8 @@ _CONTRACTS: Final = {
     PERMIT2_COLLECTOR: ("Permit2Collector", CHANNELS),
     PERMIT2: ("Permit2", ""),
     MULTICALL3: ("Multicall3", ""),
+    IDENTITY_REGISTRY: ("IdentityRegistry", ""),
+    REPUTATION_REGISTRY: ("ReputationRegistry", IDENTITY_REGISTRY),
 }
 """What stands where, and the one address that a constructor would have put into its code."""
 

@@ -12,6 +12,7 @@ const ROOT = path.join(__dirname, "..");
 const NAMES = [
   "JobEscrow", "EscrowFactory", "CoaseToken", "StakeVault", "ArbiterPanel", "PanelFactory",
   "PaymentChannels", "ERC3009Collector", "Permit2Collector", "Permit2", "Multicall3",
+  "IdentityRegistry", "ReputationRegistry",
 ];
 const RUNTIME_SIZE_MAX_BYTES = 24576; // EIP-170
 
