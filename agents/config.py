@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -46,6 +46,10 @@ class Network(_Model):
     decimals: int = 6
     factory: AddressText
     escrow: AddressText
+    vault: AddressText | Literal[""] = ""
+    """The vault of sellers' stakes, where there is one."""
+    panels: AddressText | Literal[""] = ""
+    """The factory of panels of arbiters, where there is one."""
     from_block: int = Field(default=0, ge=0)
     """The block of the escrow's deployment: what came before is not read."""
     confirmations: int | None = Field(default=None, ge=0)

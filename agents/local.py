@@ -75,6 +75,8 @@ async def local_market(
                 token=chain.token,
                 factory=chain.factory,
                 escrow=chain.escrow,
+                vault=chain.vault,
+                panels=chain.panels,
                 arbiters=(arbiter.address,) if arbiter is not None else (),
                 faucet=True,
                 bank=chain.deployer,

@@ -37,6 +37,17 @@ def test_what_is_saved_is_loaded_and_nobody_else_reads_it(tmp_path: Path) -> Non
     assert [found.name for found in path.parent.iterdir()] == ["network.json"]
 
 
+def test_a_network_may_have_a_vault_and_panels(tmp_path: Path) -> None:
+    assert (NETWORK.vault, NETWORK.panels) == ("", "")
+    places = {"vault": "0x" + "44" * 20, "panels": "0x" + "55" * 20}
+    path = save_network(NETWORK.model_copy(update=places), tmp_path / "network.json")
+    loaded = load_network(path)
+    assert {"vault": loaded.vault, "panels": loaded.panels} == places
+    path.write_text(path.read_text().replace("0x44", "44"))
+    with pytest.raises(ConfigurationError, match="vault"):
+        load_network(path)
+
+
 def test_the_password_is_not_shown() -> None:
     assert "hidden" not in repr(NETWORK)
     assert "hidden" not in str(NETWORK)

@@ -116,12 +116,14 @@ def ready_line(network: Network) -> dict[str, object]:
     """Return what ``coase up`` prints when it is ready: no secrets."""
     from coase.agents.config import network_path
 
+    names = ("factory", "escrow", "vault", "panels")
+    contracts = {name: getattr(network, name) for name in names}
     return {
         "nats": network.nats.url,
         "rpc": network.rpc,
         "chain_id": network.chain_id,
         "token": network.token,
-        "contracts": {"factory": network.factory, "escrow": network.escrow},
+        "contracts": {name: address for name, address in contracts.items() if address},
         "arbiters": list(network.arbiters),
         "state": network.state,
         "network": str(network_path()),
