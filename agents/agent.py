@@ -77,6 +77,7 @@ class Offering:
     about: str
     windows: Windows
     rounds: int
+    models: Callable[[], tuple[str, ...]]
 
     @property
     def capability(self) -> str:
@@ -136,7 +137,7 @@ class Agent:
         self.selling: SellerDesk | None = None
         self.buying: BuyerDesk | None = None
         self.advocate: Advocate | None = None
-        self.bargain_class: type[SellerBargain] = SellerBargain
+        self.bargain_class: Callable[..., SellerBargain] = SellerBargain
         """How it quotes and bargains; a subclass may choose its buyers."""
         self._compute = compute
         self._waits: dict[str, list[_Wait]] = {}
@@ -157,10 +158,12 @@ class Agent:
         about: str = "",
         windows: Windows | None = None,
         rounds: int = 4,
+        models: Callable[[], tuple[str, ...]] | None = None,
     ) -> Callable[[Handler], Handler]:
         """Sell what the decorated function does; its annotations are the schemas.
 
-        ``deliver_within`` is seconds from the lock. ``capacity`` is how many at once.
+        ``deliver_within`` is seconds from the lock. ``capacity`` is how many at once. ``models``
+        tells, when the agent takes its place, what a request may name; without, it is ``model``.
 
         :raises ConfigurationError: if the price, the name or the annotations cannot work
         """
@@ -186,6 +189,7 @@ class Agent:
                 about=about or (inspect.getdoc(handler) or "").partition("\n")[0],
                 windows=windows or Windows(),
                 rounds=rounds,
+                models=models or (lambda: (model,) if model else ()),
             )
             if offering.capability in self.offerings:
                 raise ConfigurationError(f"{self.name} sells {name} with these models already")
@@ -214,6 +218,7 @@ class Agent:
                 ),
                 price_text=str(offering.price),
                 about=offering.about,
+                models=offering.models(),
                 capacity=offering.capacity,
                 windows=offering.windows,
             )
@@ -329,12 +334,14 @@ class Agent:
         tries: int = 1,
         key: str = "",
         on_text: Callable[[str], None] | None = None,
+        on_agreed: Callable[[Thread], None] | None = None,
     ) -> Purchase[Any]:
         """Ask for offers, bargain, lock, wait for the result, check it, and let it be settled.
 
         Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is the
         same purchase, also after a crash. With ``tries`` above one, a deal that fails is tried
-        again with other sellers. ``on_text`` gets what the seller shows while it works.
+        again with other sellers. ``on_text`` gets what the seller shows while it works,
+        ``on_agreed`` the deal once there is one. Cancelled before that, nothing is bought.
 
         :raises DealFailed: if nobody offered, or there was no good result: locked money comes back
         :raises BudgetExhausted: if a spending limit does not cover it, with the limit's name and
@@ -372,7 +379,8 @@ class Agent:
                 experience=self._buying().experience,
             )
 
-        return await self._try(wish, bargain, fault, tries=tries, key=key, on_text=on_text)
+        eyes = _Eyes(fault, on_text, on_agreed)
+        return await self._try(wish, bargain, eyes, tries=tries, key=key)
 
     def _highest_units(self, max_price: str) -> int:
         units = self._node().settlement.asset.money(max_price).units
@@ -384,11 +392,10 @@ class Agent:
         self,
         wish: Wish,
         bargain: Callable[[], BuyerBargain],
-        fault: Callable[[str], str | None] | None,
+        eyes: _Eyes,
         *,
         tries: int,
         key: str,
-        on_text: Callable[[str], None] | None,
     ) -> Purchase[Any]:
         """Buy, and again from others if it fails, each time with a new bargain."""
         me = self._buying().desk.me
@@ -398,8 +405,8 @@ class Agent:
             past = self._past(request_id)
             try:
                 if past is not None:
-                    return self._bought(past, request_id, fault)
-                return await self._buy(wish, bargain(), request_id, fault, on_text)
+                    return self._bought(past, request_id, eyes.fault)
+                return await self._buy(wish, bargain(), request_id, eyes)
             except DealFailed as error:
                 last = error
                 seller = past.seller if past is not None else self._seller_of(error.deal_id)
@@ -411,14 +418,16 @@ class Agent:
         wish: Wish,
         bargain: BuyerBargain,
         request_id: str,
-        fault: Callable[[str], str | None] | None,
-        on_text: Callable[[str], None] | None,
+        eyes: _Eyes,
     ) -> Purchase[Any]:
         node, buying, seat = self._node(), self._buying(), self._seat()
         now_ms = node.runtime.now_ms()
-        if not request_id:
+        keyed = bool(request_id)
+        if not keyed:
             request_id = buying.desk.chance.take(16).hex()
-        wait = _Wait(shown=Shown(on_text) if on_text is not None else None)
+        fault, on_text = eyes.fault, eyes.on_text
+        shown = Shown(on_text) if on_text is not None else None
+        wait = _Wait(shown=shown, on_agreed=eyes.on_agreed)
         # Several may wait for one purchase: who calls again with the same key joins in.
         self._waits.setdefault(request_id, []).append(wait)
         if fault is not None:
@@ -432,6 +441,11 @@ class Agent:
             elif ask.state is AskState.BOUND:
                 wait.resume(buying.desk.threads.get(ask.chosen))
             await wait.done.wait()
+        except anyio.get_cancelled_exc_class():
+            if not keyed:  # With a key, whoever asks again may still want it.
+                step = buying.give_up(request_id, now_ms=node.runtime.now_ms())
+                node.runtime.apply(seat, step)
+            raise
         finally:
             waits = self._waits[request_id]
             waits.remove(wait)
@@ -536,6 +550,10 @@ class Agent:
                 wait.thread = wait.thread or thread
                 wait.why = notice.detail
                 wait.done.set()
+        elif thread is not None and notice.kind == "agreed":
+            for wait in self._waits.get(thread.request_id, ()):
+                if wait.on_agreed is not None:
+                    wait.on_agreed(thread)
         elif thread is not None and notice.kind == "chunk":
             for wait in self._waits.get(thread.request_id, ()):
                 if wait.shown is not None:
@@ -609,6 +627,15 @@ class Agent:
         return self.seat
 
 
+@dataclass(frozen=True, slots=True)
+class _Eyes:
+    """How a buyer looks at what it buys: at the result, at the text before it, at the deal."""
+
+    fault: Callable[[str], str | None] | None = None
+    on_text: Callable[[str], None] | None = None
+    on_agreed: Callable[[Thread], None] | None = None
+
+
 @dataclass(slots=True)
 class _Wait:
     """Somebody who waits for the end of a purchase."""
@@ -617,6 +644,7 @@ class _Wait:
     thread: Thread | None = None
     why: str = ""
     shown: Shown | None = None
+    on_agreed: Callable[[Thread], None] | None = None
 
     def end(self, ask: Ask) -> None:
         self.thread, self.why = ask.outcome, ask.why

@@ -173,7 +173,7 @@ class SellerBargain:
 
     def quote(self, request: Request, buyer: str, *, load: int, now_ms: int) -> Quote | None:
         """Return the list price with the mark-up for load, or None if it cannot be done so."""
-        if request.deliver_within_s < self._deliver_within_s:
+        if request.deliver_within_s < self._within_s(request):
             return None
         if request.quality_min > self._quality:
             return None
@@ -189,7 +189,7 @@ class SellerBargain:
             return None
         return Quote(
             price_units=cap,
-            deliver_within_s=self._deliver_within_s,
+            deliver_within_s=self._within_s(request),
             quality=self._quality,
             model=self._model,
             verification=verifications[0],
@@ -197,11 +197,15 @@ class SellerBargain:
             metered=_metered(tariff),
         )
 
+    def _within_s(self, request: Request) -> int:
+        """Return how long the work that ``request`` asks for may take us."""
+        return self._deliver_within_s
+
     def _cap(self, tariff: Tariff, request: Request) -> int:
         return tariff.cap_units(
             input_max=request.input_max,
             output_max=request.output_max,
-            seconds_max=self._deliver_within_s,
+            seconds_max=self._within_s(request),
         )
 
     def answer(self, thread: Thread, *, now_ms: int) -> Quote | None:
@@ -246,7 +250,7 @@ class SellerBargain:
         preferences = Preferences(
             Role.SELLER,
             price_units=(max(cap, floor), floor),
-            deliver_within_s=(self._deliver_within_s, self._deliver_within_s),
+            deliver_within_s=(self._within_s(request),) * 2,
             # A promise below what the request asks at least would be refused by its own terms.
             quality=(max(self._quality, request.quality_min),) * 2,
             verifications=verifications,
@@ -258,7 +262,7 @@ class SellerBargain:
         policy = Policy(
             [
                 PriceLimit(Role.SELLER, floor),
-                DeadlineLimit(self._deliver_within_s),
+                DeadlineLimit(self._within_s(request)),
                 QualityFloor(max(self._quality, request.quality_min)),
                 AllowedVerification(verifications),
                 AllowedSettlement(settlements),

@@ -592,6 +592,14 @@ class BuyerDesk:
         if not judged or outcome is Outcome.DISPUTE_LOST:
             self._mark(thread, outcome, now_ms=now_ms)
 
+    def give_up(self, request_id: str, *, now_ms: int) -> Step:
+        """End a request that nobody wants any more, unless an offer was accepted already."""
+        step, ask = Step(), self.asks.get(request_id)
+        if ask is not None and ask.state is AskState.OPEN:
+            self._turn_away(ask, step, now_ms=now_ms)
+            self._end(ask, "it was given up", step)
+        return step
+
     def _end(self, ask: Ask, why: str, step: Step) -> None:
         ask.state, ask.why = AskState.ENDED, why
         self._live_asks.pop(ask.request_id, None)

@@ -52,6 +52,7 @@ class ArbiterFace:
                 output_schema="{}",
                 price="the bond",
                 about="runs the deterministic check again and rules",
+                models=[],
                 key=self._desk.codec.public_key(self._desk.inbox_secret),
             )
         ]

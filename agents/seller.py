@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from coase.protocol.errors import ConfigurationError, LocalProtocolError
 from coase.protocol.messages import (
+    MODELS_MAX,
     SCHEMA_MAX_CHARS,
     Accept,
     Counter,
@@ -88,6 +89,8 @@ class Ware:
     strategy: SellerStrategy
     price_text: str = ""
     about: str = ""
+    models: tuple[str, ...] = ()
+    """Names that a request may ask for, the default first."""
     capacity: int = 8
     windows: Windows = Windows()
 
@@ -288,6 +291,7 @@ class SellerDesk:
                 output_schema=canonical_json(ware.output_schema),
                 price=ware.price_text[:200],
                 about=ware.about[:200],
+                models=[name[:128] for name in ware.models[:MODELS_MAX]],
                 key=self.inbox_key,
             )
             for ware in self.wares.values()

@@ -36,6 +36,8 @@ CLOCK_SKEW_MAX_MS: Final = 30_000  # NTP keeps within a second; a laptop out of 
 ROUNDS_MAX: Final = 16  # Proposals of each side; then the thread ends without agreement.
 BIDS_MAX: Final = 256  # A buyer ranks offers before it verifies; this bounds what it ranks.
 ARBITERS_MAX: Final = 8
+# More models than one machine has on disk, and they still fit an envelope with two schemas.
+MODELS_MAX: Final = 32
 FEATURES_MAX: Final = 16
 CHUNK_MAX_CHARS: Final = 4_096
 CHUNKS_MAX: Final = 65_536  # Of one deal: a token each is more than any context holds.
@@ -397,6 +399,7 @@ class Description(Wire):
     output_schema: Annotated[str, StringConstraints(max_length=SCHEMA_MAX_CHARS)]
     price: ShortText
     about: ShortText
+    models: Annotated[list[NameText], Field(max_length=MODELS_MAX)]
     key: KeyText
 
 

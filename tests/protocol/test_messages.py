@@ -57,6 +57,7 @@ def samples() -> dict[str, dict[str, Any]]:
         "output_schema": "{}",
         "price": "1",
         "about": "",
+        "models": ["small"],
         "key": "33" * 32,
     }
     found["chunk"] = {"text": "t", "tokens": 1}
