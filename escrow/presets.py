@@ -8,10 +8,12 @@ own caution (confirmations, fees, ages) is marked so, and a network file may say
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from coase.protocol.errors import ConfigurationError
-from coase.protocol.types import AgentId
+
+if TYPE_CHECKING:
+    from coase.protocol.types import AgentId
 
 GWEI: Final = 10**9
 

@@ -237,6 +237,7 @@ def load() -> None:
         audit_command,
         buy_commands,
         demo_command,
+        deploy_command,
         keys_command,
         lan_commands,
         look_commands,
@@ -248,6 +249,7 @@ def load() -> None:
 
     _ = (agent_command, audit_command, buy_commands, demo_command, keys_command, lan_commands)
     _ = (look_commands, model_command, up_command, wallet_commands, withdraw_command)
+    _ = deploy_command
 
 
 def run() -> None:
