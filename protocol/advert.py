@@ -195,8 +195,8 @@ def address(text: str, *, loopback: bool = False) -> IpAddress | None:
     if isinstance(ip, ipaddress.IPv4Address):
         # 0.x is "this network", and 240 and above, with the broadcast address, is reserved.
         return ip if 0 < ip.packed[0] < 240 else None
-    # Mapped is another spelling, by which the rules for IPv4 could be got round. Link-local has a
-    # scope that differs on each machine, and that no certificate can name.
+    # Mapped is another spelling, by which the rules for IPv4 could be got round. A link-local one
+    # means something else on each machine, and where there is one there is IPv4 as well.
     return None if ip.ipv4_mapped or ip.is_link_local or ip.scope_id else ip
 
 

@@ -54,6 +54,7 @@ ASK_WAITS_S: Final = (0.0, 1.0, 2.0)  # At first more often: RFC 6762, 5.2.
 NAMES_MAX: Final = 384  # A full table of members and of strangers.
 ODD_NAMES_MAX: Final = 64
 SILENCES_MAX: Final = 3  # Questions of ours that we may miss ourselves before it is taken amiss.
+ANSWER_WAIT_S: Final = 2.0  # Answers are held back for half a second, to be sent together.
 RESOLVE_WAIT_MS: Final = 3000
 RESOLVING_MAX: Final = 8
 LOOK_EVERY_S: Final = 1.0
@@ -115,7 +116,7 @@ class MdnsNeighbours(Neighbours):
     async def ask(self) -> None:
         """See ``Neighbours.ask``."""
         if self._session is not None:
-            self._session.ask()
+            self._session.ask(check=True)
 
     async def close(self) -> None:
         """See ``Neighbours.close``. It goes on if the caller is cancelled meanwhile."""
@@ -183,6 +184,7 @@ class _Session(RecordUpdateListener):
         self._odd: dict[str, None] = {}
         self._changed: set[str] = set()
         self._resolving = 0
+        self._checking = False
         self._look_now = asyncio.Event()
         self._mdns: AsyncZeroconf | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -289,8 +291,11 @@ class _Session(RecordUpdateListener):
         if isinstance(announcement, asyncio.Task):
             self._announcement = announcement
 
-    def ask(self) -> None:
-        """Ask everybody to say who they are."""
+    def ask(self, *, check: bool = False) -> None:
+        """Ask everybody to say who they are; on demand, check that we hear ourselves at least."""
+        if check and not self._checking:
+            self._checking = True
+            self._spawn(self._check())
         if self._mdns is not None:
             question = DNSOutgoing(_FLAGS_QUERY)
             question.add_question(DNSQuestion(SERVICE_TYPE, _TYPE_PTR, _CLASS_IN))
@@ -300,6 +305,16 @@ class _Session(RecordUpdateListener):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _check(self) -> None:
+        """Open the sockets again if our own answer to a question does not come back."""
+        asked_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(ANSWER_WAIT_S)
+        self._checking = False
+        if self._heard_self_s < asked_s:
+            async with self._socket_lock:
+                await self._reopen()
+            self.ask()
 
     async def _keep_asking(self) -> None:
         loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ async def main(interfaces: str, fields: str) -> None:
     said = json.loads(fields)
     said["addresses"] = tuple(said["addresses"])
     neighbours = MdnsNeighbours(
-        interfaces=interfaces.split(","), ttl_s=2, ask_every_s=0.5, loopback=True
+        interfaces=interfaces.split(","), ttl_s=1, ask_every_s=0.3, loopback=True
     )
     await neighbours.open(Advert(**said), _write)
     await asyncio.to_thread(sys.stdin.readline)
