@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
 from coase.protocol.errors import BadSignature, RemoteError
 from coase.protocol.identity import keccak256, recover
 from coase.protocol.types import AddressText, NetText
 
-from .config import Network, write_private
+from .config import NatsAddress, Network, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 CARD_SIZE_MAX_BYTES: Final = 16 * 1024  # Eight arbiters and a dozen fields: about 1 KiB.
 HELLO_SIZE_MAX_BYTES: Final = 2 * 1024
 NAME_MAX: Final = 64  # What a machine calls itself.
-ARBITERS_MAX: Final = 8  # As in a request.
+OWN_FIELDS: Final = frozenset(
+    "nats rpc pid state confirmations head_age_max_s fee_max_wei funding".split()
+)
+"""What each machine has or chooses for itself: never taken from another."""
 _DOMAIN: Final = b"coase/card/v1\0"
 
 NodeText = Annotated[str, Field(pattern=r"^[0-9a-f]{16}\z")]
@@ -43,40 +46,51 @@ class Card(_Closed):
     """One network, as any of its machines may know it."""
 
     v: Literal[1] = 1
-    net: NetText
-    chain_id: Annotated[int, Field(ge=1, lt=2**40)]
-    token: AddressText
-    symbol: Annotated[str, Field(max_length=32)]
-    decimals: Annotated[int, Field(ge=0, le=36)]
-    factory: AddressText
-    escrow: AddressText
-    arbiters: Annotated[tuple[AddressText, ...], Field(max_length=ARBITERS_MAX, strict=False)]
-    faucet: bool
-    bank: Annotated[str, Field(pattern=r"^(0x[0-9a-f]{40})?\z")]
     node: NodeText
     """The machine that holds the chain."""
     key: AddressText
     """Whose signature its answers about the chain bear."""
     version: _Version
+    market: dict[str, Any]
+    """The fields of the network file that are the same everywhere."""
+
+    @field_validator("market")
+    @classmethod
+    def _is_a_market(cls, market: dict[str, Any]) -> dict[str, Any]:
+        if mine := sorted(OWN_FIELDS & market.keys()):
+            raise ValueError(f"each machine chooses {', '.join(mine)} itself")
+        made = Network.model_validate({**market, "nats": {"url": "nats://a"}, "rpc": "http://a"})
+        if not made.faucet and made.bank:
+            raise ValueError("only a local chain has a bank")
+        return market
 
     @classmethod
     def of(cls, network: Network, *, node: str, key: str, version: str) -> Card:
         """Return the card of a network that this machine runs."""
-        return cls(
-            net=network.net,
-            chain_id=network.chain_id,
-            token=network.token,
-            symbol=network.symbol,
-            decimals=network.decimals,
-            factory=network.factory,
-            escrow=network.escrow,
-            arbiters=network.arbiters[:ARBITERS_MAX],
-            faucet=network.faucet,
-            bank=network.bank,
-            node=node,
-            key=key,
-            version=version,
-        )
+        market = network.model_dump(mode="json", exclude=set(OWN_FIELDS), exclude_defaults=True)
+        # Even if it is the usual one: what is usual may be another name in another version.
+        market |= {"net": network.net, "symbol": network.symbol, "decimals": network.decimals}
+        return cls(market=market, node=node, key=key, version=version)
+
+    def network(self, *, nats: NatsAddress, rpc: str, pid: int, state: str) -> Network:
+        """Return the network as one machine sees it."""
+        own = {"nats": nats, "rpc": rpc, "pid": pid, "state": state}
+        return Network.model_validate({**self.market, **own})
+
+    @property
+    def net(self) -> str:
+        """The network's name."""
+        return str(self.market["net"])
+
+    @property
+    def chain_id(self) -> int:
+        """The chain in which its deals are settled."""
+        return int(self.market["chain_id"])
+
+    @property
+    def escrow(self) -> str:
+        """The contract that holds the money."""
+        return str(self.market["escrow"])
 
     def sealed(self, identity: Identity) -> bytes:
         """Return it signed: 65 bytes of signature, and the JSON that was signed."""

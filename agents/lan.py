@@ -98,6 +98,7 @@ class Lan:
         self.addresses = self._usable(local_addresses(loopback=self._loopback))
         if not self.addresses:
             raise ConfigurationError(_no_address(options.interfaces))
+        self._certificate_ends_s = self._renew_at_s = 0
         self._tls = self._certify(state / TLS_DIRECTORY)
         only_one = len(options.interfaces) == 1
         self.broker = EmbeddedBroker(
@@ -123,7 +124,6 @@ class Lan:
         self._neighbours: Neighbours | None = None
         self.membership: Membership | None = None
         self._calls: Calls | None = None
-        self._certificate_ends_s = 0
 
     # What others ask
 

@@ -17,7 +17,6 @@ from coase.protocol.errors import (
 
 from .bridge import ChainWindow
 from .card import Card, read_card
-from .config import Network
 from .local import address_of, keep_broker
 from .neighbours import ask_card, same_network
 from .supervisor import supervise
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from .config import Network
     from .lan import Lan
 
 log = logging.getLogger(__name__)
@@ -85,22 +85,7 @@ async def member_of(
 
 
 def _network(card: Card, lan: Lan, state: Path, rpc: str) -> Network:
-    return Network(
-        net=card.net,
-        nats=address_of(lan.broker),
-        rpc=rpc,
-        chain_id=card.chain_id,
-        token=card.token,
-        symbol=card.symbol,
-        decimals=card.decimals,
-        factory=card.factory,
-        escrow=card.escrow,
-        arbiters=card.arbiters,
-        faucet=card.faucet,
-        bank=card.bank,
-        pid=os.getpid(),
-        state=str(state),
-    )
+    return card.network(nats=address_of(lan.broker), rpc=rpc, pid=os.getpid(), state=str(state))
 
 
 async def _find_card(lan: Lan, say: Callable[[str], None]) -> bytes:
@@ -154,6 +139,7 @@ def progress(lan: Lan) -> str:
         parts.append(f"heard {_machines(len(ours))} of it, not joined" + (why and f": {why}"))
     if others:
         parts.append(f"heard {_machines(others)} with another code")
+    parts += [f"{peer}: {why}" for peer, why in lan.peers().items() if why]
     return " … ".join(parts)
 
 

@@ -47,6 +47,8 @@ class Home:
 
     path: Path
     environment: dict[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
+    """What every command is run by, such as ``ip netns exec NAME``."""
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("COASE_")}
@@ -59,7 +61,7 @@ class Home:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; unless ``code`` is None it must end with that."""
         done = subprocess.run(
-            [COASE, *args],
+            [*self.before, COASE, *args],
             input=stdin,
             capture_output=True,
             env=self._environment(),
@@ -72,7 +74,9 @@ class Home:
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def json(self, *args: str, code: int = 0) -> Any:
-        """Return the one document that a command prints, called within this process."""
+        """Return the one document that a command prints, called within this process if it can."""
+        if self.before:
+            return json.loads(self.run(*args, "--json", code=code).stdout)
         return json.loads(self.call(*args, "--json", code=code).stdout)
 
     def call(
@@ -90,7 +94,7 @@ class Home:
         log = self.path.parent / f"{self.path.name}-{'-'.join(args)[:20].replace('/', '_')}.err"
         with log.open("w") as err:
             process = subprocess.Popen(
-                [COASE, *args],
+                [*self.before, COASE, *args],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=err,
