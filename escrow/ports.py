@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coase.protocol.terms import Domain, Terms
     from coase.protocol.types import AgentId, Asset, Head, JobView
 
+    from .feedback import AgentRecord, FeedbackEntry, PaymentLog, RegistryCall
     from .panel import Constitution
     from .stake import Allowance, Stake, StakeCall
     from .voucher import ChannelCall, ChannelView, Claim
@@ -399,6 +400,55 @@ class Panel(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release what this holds. Safe to repeat."""
+
+
+class Registries(ABC):
+    """Who agents are, and what others said of them: ERC-8004's two registries.
+
+    What is said is not checked here; ``escrow.feedback.read_entry`` does that.
+    """
+
+    domain: Domain
+    """The identity registry's EIP-712 domain."""
+    reputation: str
+    """The reputation registry's address."""
+
+    @abstractmethod
+    async def perform(self, effect_id: str, call: RegistryCall, identity: Identity) -> Receipt:
+        """Send ``call`` from ``identity`` and return once it is in a block.
+
+        Safe to repeat under the same ``effect_id``, as with ``Settlement.perform``.
+
+        :raises CallReverted: if the contract refuses it (found before sending, where possible)
+        :raises LocalProtocolError: if that id stands for another call
+        :raises ChainUnavailable: if it cannot be told whether it went through; repeat it
+        """
+
+    @abstractmethod
+    async def register(self, effect_id: str, uri: str, identity: Identity) -> int:
+        """Make a new agent of ``identity`` and return its id. Safe to repeat, as ``perform`` is."""
+
+    @abstractmethod
+    async def agent(self, agent_id: int, *, block: int | None = None) -> AgentRecord | None:
+        """Return what is registered of an agent, now or at a block; None if it is not there."""
+
+    @abstractmethod
+    async def feedback(self, agent_id: int, from_block: int = 0) -> list[FeedbackEntry]:
+        """Return what was said of an agent from ``from_block`` on, oldest first.
+
+        Entries that were revoked since say so.
+        """
+
+    @abstractmethod
+    async def payment(self, tx_hash: str, log_index: int) -> PaymentLog | None:
+        """Return the payment at a place of the chain.
+
+        None if there is none, if its transaction failed, or if it is not final yet.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the connection. Safe to repeat."""
 
 
 class TxStore(ABC):

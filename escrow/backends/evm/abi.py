@@ -62,7 +62,9 @@ class Event:
         """Return the fields of a log whose first topic is this event's."""
         fields: dict[str, Any] = {}
         for (name, kind), topic in zip(self.indexed, topics[1:], strict=True):
-            fields[name] = abi_decode([kind], topic)[0]
+            # Of what has no fixed size only the hash is in a topic.
+            hashed = kind in ("string", "bytes") or kind[0] == "(" or kind[-1] == "]"
+            fields[name] = topic if hashed else abi_decode([kind], topic)[0]
         values = abi_decode([kind for _, kind in self.plain], data)
         fields.update(zip((name for name, _ in self.plain), values, strict=True))
         return fields
