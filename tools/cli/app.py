@@ -238,6 +238,7 @@ def load() -> None:
         buy_commands,
         demo_command,
         deploy_command,
+        keeper_command,
         keys_command,
         lan_commands,
         look_commands,
@@ -249,7 +250,7 @@ def load() -> None:
 
     _ = (agent_command, audit_command, buy_commands, demo_command, keys_command, lan_commands)
     _ = (look_commands, model_command, up_command, wallet_commands, withdraw_command)
-    _ = deploy_command
+    _ = (deploy_command, keeper_command)
 
 
 def run() -> None:
