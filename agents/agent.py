@@ -112,8 +112,9 @@ class Purchase(Generic[Made]):
 class Agent:
     """An autonomous program with a key of its own, that buys and sells.
 
-    ``budget`` is the most that it may ever spend, or a ``Budget`` with several limits. With
-    ``by_rounds`` its bargains depend on what is said alone and not on how fast.
+    ``budget`` is the most that it may ever spend, or a ``Budget`` with several limits. What it
+    spends counts against the budget of the agent ``under`` which it works, too. With ``by_rounds``
+    its bargains depend on what is said alone and not on how fast.
 
     :raises ConfigurationError: if the name or the budget cannot be used
     """
@@ -125,12 +126,14 @@ class Agent:
         compute: Compute | None = None,
         budget: Budget | str | None = None,
         by_rounds: bool = False,
+        under: Agent | str = "",
     ) -> None:
         if not name or len(name) > NAME_MAX or not name.replace("-", "").isalnum():
             raise ConfigurationError(
                 f"{name!r} is no name for an agent: up to {NAME_MAX} letters, digits and hyphens"
             )
         self.name, self.budget, self.by_rounds = name, Budget.of(budget), by_rounds
+        self.under = under.name if isinstance(under, Agent) else under
         self.offerings: dict[str, Offering] = {}
         self.node: Node | None = None
         self.seat: Seat | None = None
@@ -421,6 +424,7 @@ class Agent:
         eyes: _Eyes,
     ) -> Purchase[Any]:
         node, buying, seat = self._node(), self._buying(), self._seat()
+        node.budgets.refresh()
         now_ms = node.runtime.now_ms()
         keyed = bool(request_id)
         if not keyed:

@@ -121,16 +121,13 @@ def _twice(places: list[Place]) -> Iterator[Finding]:
 def _closed(closed: Closed, deals: dict[bytes, Deal]) -> Iterator[Finding]:
     """A deal that is over: by its own records, and by the chain."""
     row, owner = closed.row, closed.agent
-    if closed.again is not None and closed.again != closed.data:
-        again = json.loads(closed.again)
-        names = [name for name in {**again, **row} if again.get(name) != row.get(name)]
-        told = "; ".join(f"{n} is {_short(row.get(n))}, not {_short(again.get(n))}" for n in names)
-        yield Finding(
-            "journal",
-            f"the summary does not follow from its records: {told or 'it is written otherwise'}",
-            owner,
-            closed.deal,
-        )
+    again = json.loads(closed.again) if closed.again is not None else row
+    # An older version may have said less, or something that nobody says any more.
+    names = [name for name in row if name in again and again[name] != row[name]]
+    if names:
+        told = "; ".join(f"{n} is {_short(row[n])}, not {_short(again[n])}" for n in names)
+        what = f"the summary does not follow from its records: {told}"
+        yield Finding("journal", what, owner, closed.deal)
     deal = deals.get(bytes.fromhex(row["job_id"])) if row["job_id"] else None
     for fault in _against_chain(row, owner, deal):
         yield Finding("chain", fault, owner, closed.deal)

@@ -21,8 +21,9 @@ from .buyer import BuyerDesk, DeclineAll
 from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
+from .limits import Budgets
 from .ports import Chance, Codec, Journal
-from .purse import Purse, rows_of
+from .purse import Budget, permit, rows_of
 from .runtime import Runtime, Seat
 from .seller import SellerDesk
 from .supervisor import supervise
@@ -76,12 +77,16 @@ class Node:
         compute: Compute | None = None,
         chance: Callable[[str], Chance] = lambda name: SystemChance(),
         margins: Margins | None = None,
+        budget: Budget | str | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.network, self.settlement, self.journal = network, settlement, journal
         self.transport, self.seed, self.compute = transport, seed, compute
         self.runtime = Runtime(transport, settlement, journal)
         self._chance, self._margins = chance, margins
         self.agents: list[Agent] = []
+        self.budgets = Budgets(settlement.asset, swarm=budget, directory=directory)
+        """``budget`` binds all agents together; the owner's word in ``directory`` goes over it."""
 
     async def add(self, agent: Agent, *, identity: Identity | None = None) -> Agent:
         """Give ``agent`` its key and its place; from now on it is found and can buy.
@@ -108,7 +113,8 @@ class Node:
                 desk, arbiters=arbiters, start_level=0 if self.network.faucet else LEVELS[-1]
             ),
         )
-        agent.buying.reserve = Purse(agent.budget, self.settlement.asset, name=agent.name)
+        buying = agent.buying
+        buying.reserve = self.budgets.open(agent.name, agent.budget, under=agent.under)
         desk.buyer = agent.buying
         capabilities: tuple[str, ...] = ()
         if agent.offerings:
@@ -127,6 +133,7 @@ class Node:
             checker=agent.check,
             capabilities=capabilities,
             restore=lambda: self._restore(agent),
+            permit=lambda deal, call: permit(buying.reserve, deal, call),
         )
         agent.seat = seat
         self.agents.append(agent)
@@ -136,6 +143,7 @@ class Node:
         self.runtime.observers.append(
             lambda who, notice: advocate.observe(who, notice, self.runtime.start)
         )
+        self.budgets.tell()
         await self.runtime.add(seat)
         return agent
 
@@ -235,7 +243,15 @@ async def open_node(
             try:
                 settlement = await open_settlement(network, journal)
                 try:
-                    node = Node(network, transport, settlement, journal, seed=seed, compute=compute)
+                    node = Node(
+                        network,
+                        transport,
+                        settlement,
+                        journal,
+                        seed=seed,
+                        compute=compute,
+                        directory=directory.path,
+                    )
                     async with running(node):
                         serve_owner(node, journal, directory.path)
                         yield node

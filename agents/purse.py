@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.escrow.book import Balance, Book, SpendEnvelope, SpendLimits, Stage
+from coase.protocol.effects import Dispute, Open
 from coase.protocol.errors import BudgetExhausted, ConfigurationError
 from coase.protocol.states import BOUND, Role, State
 from coase.protocol.types import AgentId, Asset, How, Money
@@ -20,6 +22,7 @@ from coase.protocol.types import AgentId, Asset, How, Money
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from coase.protocol.effects import Call
     from coase.protocol.session import Thread
     from coase.protocol.terms import Terms
 
@@ -80,8 +83,20 @@ class Budget:
 class OpenPurse:
     """A purse without limits, and the base of those that have some."""
 
-    limited = False
-    """Whether there is any limit at all."""
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit at all."""
+        return False
+
+    def require(self, deal: str, units: int) -> None:
+        """Return if a key may sign ``units`` of ``deal`` away: asked at the key, when it signs.
+
+        :raises BudgetExhausted: if the purse did not set so much aside for it
+        """
+
+    def paused(self, *, now_ms: int) -> str:
+        """Return why nothing can be bought now, or nothing if something can."""
+        return ""
 
     def check(self, *, now_ms: int) -> None:
         """Return if anything at all may be bought now.
@@ -138,15 +153,44 @@ class Purse(OpenPurse):
         parent: SpendEnvelope | None = None,
     ) -> None:
         self.asset = asset
-        self.limits = budget.limits(asset)
-        self.limited = parent is not None or self.limits != SpendLimits()
         self.book = Book()
-        self.envelope = SpendEnvelope(asset, self.limits, name=name, parent=parent)
+        self.envelope = SpendEnvelope(asset, budget.limits(asset), name=name, parent=parent)
         self._open: dict[str, _Held] = {}
         self._count = 0
         self._ended = 0
+        self._changes = 0
         if self.limits.in_all_units is not None:
             self.book.deposit("budget", Money(asset, self.limits.in_all_units))
+
+    @property
+    def limits(self) -> SpendLimits:
+        """The limits of this purse alone."""
+        return self.envelope.limits
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit, of this purse or above it."""
+        return self.envelope.limited
+
+    def change(self, budget: Budget) -> None:
+        """Keep to another budget from now on; what is spent and promised counts against it.
+
+        :raises ConfigurationError: if a limit is finer than the asset's smallest unit
+        """
+        limits = budget.limits(self.asset)
+        if limits == self.limits:
+            return
+        self.envelope.change(limits)
+        self._changes += 1
+        balance, name = self.balance, f"budget {self._changes}"
+        total = limits.in_all_units
+        # Without a total nothing waits in the book, nor with less than is promised already.
+        wanted = balance.spent_units + balance.locked_units if total is None else total
+        more = wanted - balance.deposited_units
+        if more > 0:
+            self.book.deposit(name, Money(self.asset, more))
+        elif less := min(-more, balance.available_units):
+            self.book.withdraw(name, Money(self.asset, less))
 
     @property
     def balance(self) -> Balance:
@@ -193,6 +237,26 @@ class Purse(OpenPurse):
         if held is None:
             raise BudgetExhausted(limit=f"reserved for {deal}", asked_units=1, left_units=0)
         self.book.lock(held.lock_id, Money(self.asset, held.units))
+
+    def require(self, deal: str, units: int) -> None:
+        """Return if a key may sign ``units`` of ``deal`` away: asked at the key, when it signs.
+
+        :raises BudgetExhausted: if the purse did not set so much aside for it
+        """
+        held = self._open.get(deal)
+        left = held.units if held is not None else 0
+        if units > left:
+            raise BudgetExhausted(limit=f"reserved for {deal}", asked_units=units, left_units=left)
+
+    def paused(self, *, now_ms: int) -> str:
+        """Return why nothing can be bought now, or nothing if something can."""
+        pause = self.envelope.pause(now_s=now_ms // 1_000)
+        if pause is None:
+            return ""
+        if pause.until_s is None:
+            return f"{pause.limit} is spent"
+        moment = datetime.fromtimestamp(pause.until_s, tz=UTC)
+        return f"{pause.limit} is spent until {moment:%Y-%m-%dT%H:%M:%SZ}"
 
     def spend(self, deal: str, units: int, *, now_ms: int) -> None:
         """Note that ``deal`` is over and cost ``units``; the rest is free again."""
@@ -305,6 +369,18 @@ class _Spend:
 def exposure(terms: Terms) -> int:
     """Return the most that a deal can take from its buyer: the price, and the bond of a dispute."""
     return terms.price_units + terms.bond_units
+
+
+def permit(purse: OpenPurse, deal: str, call: Call) -> None:
+    """Return if a key may sign ``call``, as far as its purse is concerned.
+
+    :raises BudgetExhausted: if it would lock more than was set aside for the deal
+    """
+    match call:
+        case Open():
+            purse.require(deal, call.terms.price_units)
+        case Dispute():
+            purse.require(deal, exposure(call.terms))
 
 
 def accepted_ms(thread: Thread) -> int:

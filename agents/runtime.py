@@ -33,7 +33,8 @@ from .supervisor import attempt, supervise, tell
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from coase.escrow.ports import Settlement
+    from coase.escrow.ports import Receipt, Settlement
+    from coase.protocol.effects import Call
     from coase.protocol.identity import Identity
     from coase.protocol.ports import Transport
 
@@ -75,6 +76,8 @@ class Seat:
     checker: Checker | None = None
     capabilities: tuple[str, ...] = ()
     restore: Callable[[], None] = lambda: None
+    permit: Callable[[str, Call], None] = lambda deal, call: None
+    """Raises if the key may not sign a call: the last word before it does."""
 
 
 def clock_ms() -> int:
@@ -268,10 +271,12 @@ class Runtime:
 
     async def _call(self, seat: Seat, effect: OnChain) -> None:
         error, retry_ms = "", CALL_REPEAT_MS
-        made = await attempt(
-            lambda: self.settlement.perform(effect.effect_id, effect.call, seat.identity),
-            name=effect.effect_id,
-        )
+
+        async def sign() -> Receipt:
+            seat.permit(effect.deal, effect.call)
+            return await self.settlement.perform(effect.effect_id, effect.call, seat.identity)
+
+        made = await attempt(sign, name=effect.effect_id)
         match made:
             case CallReverted():
                 # The world may have moved on: the next look tells what is owed now, if anything.

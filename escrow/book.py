@@ -8,6 +8,7 @@ available + locked + spent is what was deposited, or the book raises and is not 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -288,6 +289,18 @@ class _Spend:
     in_day: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Why spending stands still, and from when on time alone makes room again."""
+
+    limit: str
+    until_s: int | None
+
+
+def _time_of(spend: _Spend) -> int:
+    return spend.at_s
+
+
 class _Meter:
     """What was spent under one set of limits."""
 
@@ -318,6 +331,14 @@ class _Meter:
         )
         return [(name, limit - units) for name, limit, units in used if limit is not None]
 
+    def more_at_s(self, name: str) -> int | None:
+        """Return when time alone gives a limit something back, or None if it never does."""
+        window, length_s = {"per hour": (self.hour, HOUR_S), "per day": (self.day, DAY_S)}.get(
+            name, (None, 0)
+        )
+        # A limit of 0 has nothing to give back.
+        return window[0].at_s + length_s if window else None
+
     def check(self, units: int, counterparty: AgentId) -> None:
         for name, left in self.rooms(counterparty):
             if units > left:
@@ -325,13 +346,21 @@ class _Meter:
                     limit=f"{self.name}: {name}", asked_units=units, left_units=max(0, left)
                 )
 
-    def count(self, spend_id: str, units: int, counterparty: AgentId) -> None:
-        spend = _Spend(spend_id, units, units, counterparty, self.now_s)
+    def count(
+        self, spend_id: str, units: int, counterparty: AgentId, *, at_s: int | None = None
+    ) -> None:
+        """Count a spend of now, or of a past time: the one of several purses may come late."""
+        at_s = self.now_s if at_s is None else min(at_s, self.now_s)
+        spend = _Spend(spend_id, units, units, counterparty, at_s)
         self.spends[spend_id] = spend
-        self.hour.append(spend)
-        self.day.append(spend)
-        self.hour_units += units
-        self.day_units += units
+        spend.in_hour = at_s > self.now_s - HOUR_S
+        spend.in_day = at_s > self.now_s - DAY_S
+        if spend.in_hour:
+            insort(self.hour, spend, key=_time_of)
+            self.hour_units += units
+        if spend.in_day:
+            insort(self.day, spend, key=_time_of)
+            self.day_units += units
         self.all_units += units
         self.with_units[counterparty] = self.with_units.get(counterparty, 0) + units
 
@@ -419,7 +448,9 @@ class SpendEnvelope:
         return Outcome.DONE
 
     def recall(self, spend_id: str, amount: Money, *, counterparty: AgentId, now_s: int) -> None:
-        """Count what was promised in an earlier life, whatever the limits are now.
+        """Count what was promised in an earlier life, at ``now_s``, whatever the limits are now.
+
+        Spends of several agents of a tree may be recalled one agent after the other.
 
         :raises LockExistsWithDifferentAmount: if that id is known in the tree already
         """
@@ -430,7 +461,7 @@ class SpendEnvelope:
                 raise LockExistsWithDifferentAmount(spend_id, held, amount)
         for meter in self.meters:
             meter.advance(now_s)
-            meter.count(spend_id, amount.units, counterparty)
+            meter.count(spend_id, amount.units, counterparty, at_s=now_s)
 
     def settle(self, spend_id: str, spent: Money, *, now_s: int) -> Outcome:
         """Close what was reserved: only ``spent`` of it counts from now on.
@@ -458,6 +489,32 @@ class SpendEnvelope:
     def release(self, spend_id: str, *, now_s: int) -> Outcome:
         """Close what was reserved with nothing spent; raises as ``settle`` does."""
         return self.settle(spend_id, Money(self.asset, 0), now_s=now_s)
+
+    def change(self, limits: SpendLimits) -> None:
+        """Set other limits from now on; what was spent or promised counts against them as it is."""
+        self.meters[0].limits = limits
+
+    @property
+    def limits(self) -> SpendLimits:
+        """The limits of this envelope alone."""
+        return self.meters[0].limits
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit, here or above."""
+        return any(meter.limits != SpendLimits() for meter in self.meters)
+
+    def pause(self, *, now_s: int) -> Pause | None:
+        """Return why nothing at all can be spent now, or None if something can.
+
+        A limit on one deal or counterparty stops nobody from trading with others, unless it is 0.
+        """
+        for meter in self.meters:
+            meter.advance(now_s)
+            for name, left in meter.rooms(""):
+                if left <= 0:
+                    return Pause(f"{meter.name}: {name}", meter.more_at_s(name))
+        return None
 
     def left_units(self, *, counterparty: AgentId, now_s: int) -> int | None:
         """Return how much one more deal with ``counterparty`` may cost now; nothing: no limit."""

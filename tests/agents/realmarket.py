@@ -68,7 +68,15 @@ class RealMarket:
             transport = self.transport.transport()
             settlement = await open_settlement(self.network, journal)
             seed = open_keyring(directory.path)
-            node = Node(self.network, transport, settlement, journal, seed=seed, margins=MARGINS)
+            node = Node(
+                self.network,
+                transport,
+                settlement,
+                journal,
+                seed=seed,
+                margins=MARGINS,
+                directory=directory.path,
+            )
             try:
                 async with running(node):
                     await node.add_arbiter(ARBITER)

@@ -36,6 +36,7 @@ COMMANDS = [
     ("export",),
     ("audit",),
     ("withdraw",),
+    ("budget",),
 ]
 
 

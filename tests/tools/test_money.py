@@ -484,12 +484,64 @@ def test_a_withdrawal_that_was_tampered_with_is_named(
     assert any(said in line for line in found), found
 
 
+# ---- budgets -----------------------------------------------------------------------------------
+
+
+def limits(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (row,) = [row for row in rows if row["agent"] == name]
+    found: dict[str, Any] = row["limits"]
+    return found
+
+
+def test_a_budget_is_shown_and_changed_and_counts_what_was_spent(world: World) -> None:
+    home = world.home
+    rows = home.json("budget", "buyer")
+    assert limits(rows, "buyer") == {}
+    # Two were paid in full, and a bond was lost.
+    assert (rows[0]["spent"], rows[0]["promised"], rows[0]["paused"]) == ("0.042", "0", "")
+    told = home.call("budget", "buyer", "--total", "1", "--per-day", "0.5")
+    assert "from the next purchase on" in told.stderr
+    rows = home.json("budget", "buyer")
+    assert limits(rows, "buyer") == {
+        "total": {"limit": "1", "left": "0.958"},
+        "per_day": {"limit": "0.5", "left": "0.458"},
+    }
+    home.call("budget", "buyer", "--per-day", "none", "--total", "0.04")
+    rows = home.json("budget", "buyer")
+    assert limits(rows, "buyer") == {"total": {"limit": "0.04", "left": "0"}}
+    assert rows[0]["paused"] == "buyer: in all is spent"
+    assert "paused: buyer: buyer: in all is spent" in home.call("budget").stdout
+    home.call("budget", "buyer", "--swarm", "--per-hour", "0.01")
+    rows = home.json("budget", "seller", "--swarm")
+    assert limits(rows, "")["per_hour"]["limit"] == "0.01"
+    assert rows[1]["paused"].startswith("swarm: per hour is spent until 20")
+    home.call("budget", "buyer", "--per-day", "declared", "--total", "declared")
+    home.call("budget", "buyer", "--swarm", "--per-hour", "none")
+    assert limits(home.json("budget", "buyer"), "buyer") == {}
+    # An owner is not bound by it, and an agent is.
+    home.call("budget", "buyer", "--total", "0")
+    assert home.json("withdraw", OWNER_AT, "0.1", "--from", "buyer", "--yes")["tx"]
+    home.call("budget", "buyer", "--total", "declared")
+
+
+def test_a_budget_that_is_none_changes_nothing(world: World) -> None:
+    def refused(*args: str) -> str:
+        return world.home.call("budget", *args, code=2).stderr
+
+    before = world.home.json("budget")
+    assert "no agent 'nobody'" in refused("nobody", "--total", "1")
+    assert "plain decimal" in refused("buyer", "--total=-1")
+    assert "finer" in refused("buyer", "--per-deal", "0.00000001")
+    assert "a change is for one" in refused("--total", "1")
+    assert world.home.json("budget") == before
+
+
 # ---- nothing there -----------------------------------------------------------------------------
 
 
 def test_without_a_network_or_a_chain(tmp_path: Path, world: World) -> None:
     nobody = Home(tmp_path / "home")
-    for command in ("wallet", "export", "audit"):
+    for command in ("wallet", "export", "audit", "budget"):
         assert "coase up" in nobody.call(command, code=2).stderr
         gone = str(tmp_path / "gone")
         assert "no directory of a node" in world.home.call(command, "--state", gone, code=2).stderr

@@ -235,6 +235,7 @@ def load() -> None:
     from . import (
         agent_command,
         audit_command,
+        budget_command,
         buy_commands,
         demo_command,
         deploy_command,
@@ -248,9 +249,9 @@ def load() -> None:
         withdraw_command,
     )
 
-    _ = (agent_command, audit_command, buy_commands, demo_command, keys_command, lan_commands)
-    _ = (look_commands, model_command, up_command, wallet_commands, withdraw_command)
-    _ = (deploy_command, keeper_command)
+    _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
+    _ = (deploy_command, keeper_command, keys_command, lan_commands, look_commands)
+    _ = (model_command, up_command, wallet_commands, withdraw_command)
 
 
 def run() -> None:
