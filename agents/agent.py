@@ -342,13 +342,11 @@ class Agent:
         """Ask for offers, bargain, lock, wait for the result, check it, and let it be settled.
 
         Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is the
-        same purchase, also after a crash. With ``tries`` above one, a deal that fails is tried
-        again with other sellers. ``on_text`` gets what the seller shows while it works,
-        ``on_agreed`` the deal once there is one. Cancelled before that, nothing is bought.
+        same purchase, also after a crash. ``tries`` is how many sellers may fail. ``on_text`` gets
+        what a seller shows while it works, ``on_agreed`` the deal. Cancelled before that, it ends.
 
         :raises DealFailed: if nobody offered, or there was no good result: locked money comes back
-        :raises BudgetExhausted: if a spending limit does not cover it, with the limit's name and
-            what is left of it; nothing was signed or promised
+        :raises BudgetExhausted: if a limit does not cover it; nothing was signed or promised
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
         max_units = self._highest_units(max_price)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,11 +13,26 @@ class _Ware(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Turn(_Ware):
+    """What was said before the prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(max_length=200_000)]
+
+
 class Inference(_Ware):
-    """Input of ``inference``: one prompt for a language model."""
+    """Input of ``inference``: one prompt for a language model, and what was said before it."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=200_000)]
-    system: Annotated[str, Field(max_length=20_000)] = ""
+    system: Annotated[str, Field(max_length=200_000)] = ""
+    history: Annotated[tuple[Turn, ...], Field(max_length=1_022)] = ()
+    begun: Annotated[str, Field(max_length=200_000)] = ""
+    """The beginning of the answer: the text goes on from its end and does not repeat it."""
+    raw: bool = False
+    """The prompt is a text to go on with, not a message; then there is nothing before it."""
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=16)
+    ] = ()
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     temperature_permille: Annotated[int, Field(ge=0, le=2_000)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,8 @@ class EchoCompute(Compute):
             raise PromptRefused(f"the echo has no model {prompt.model!r}. Ask for {_MODEL!r}")
         words = _answer(prompt)
         shown = words[: prompt.max_tokens]
-        for at, word in enumerate(shown):
+        for text in shown:
             await anyio.sleep(self._chunk_delay_s)  # A checkpoint even at 0.
-            text = word if at == 0 else " " + word
             self.written += 1
             logprobs = (Logprob(text, 0),) if prompt.logprobs else ()
             yield Chunk(text=text, tokens=1, logprobs=logprobs)
@@ -92,11 +92,17 @@ def _input_tokens(prompt: Prompt) -> int:
 
 
 def _answer(prompt: Prompt) -> list[str]:
+    """Return the tokens of the answer; one that was begun is gone on with."""
+    messages, begun = prompt.messages, ""
+    if len(messages) > 1 and messages[-1].role == "assistant":
+        *messages_before, last = messages
+        messages, begun = tuple(messages_before), last.content
+    text = prompt.text or messages[-1].content
     if prompt.response_schema is not None:
-        return [json.dumps({"echo": (prompt.text or prompt.messages[-1].content)})]
-    text = prompt.text or prompt.messages[-1].content
+        return [json.dumps({"echo": text})]
     for stop in prompt.stop:
         text = text.partition(stop)[0]
     words = text.split()
     turn = (prompt.seed or 0) % len(words) if words else 0
-    return words[turn:] + words[:turn]
+    whole = " ".join(words[turn:] + words[:turn])
+    return re.findall(r"\s*\S+", whole.removeprefix(begun))

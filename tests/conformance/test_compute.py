@@ -14,9 +14,11 @@ from contextlib import aclosing
 
 import pytest
 
+from coase.agents import Agent, Price, Windows
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.gate import Limits
 from coase.agents.compute.llamacpp import LlamaCppCompute
+from coase.agents.compute.market import MarketCompute
 from coase.agents.compute.ollama import OllamaCompute
 from coase.agents.compute.openai import OpenAICompute
 from coase.agents.compute.ports import (
@@ -29,6 +31,8 @@ from coase.agents.compute.ports import (
     Prompt,
     PromptRefused,
 )
+from coase.agents.inference import Stock, inference_agent
+from tests.agents.market import market
 from tests.conformance.compute_servers import (
     API_KEY,
     OllamaFront,
@@ -247,3 +251,45 @@ class TestOllama(ComputeSuite):
     async def open_compute(self, engine_url: str) -> AsyncIterator[OpenCompute]:
         async with serving(OllamaFront(engine_url)) as server:
             yield lambda limits: OllamaCompute(server.url, limits=limits)
+
+
+class TestMarket(ComputeSuite):
+    """Purchases from one seller whose engine is the echo; what it cannot buy, it refuses."""
+
+    @pytest.fixture(scope="class")
+    async def buyer(self, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Agent]:
+        """Hold one market for all tests, whose buyer pays for every answer."""
+        stock = Stock(await EchoCompute().models())
+        patient = Windows(lock_s=100, dispute_s=100, answer_s=100, rule_s=100)
+        seller = inference_agent(
+            "seller",
+            price=Price.per_task("0.0001"),
+            compute=EchoCompute(),
+            stock=stock,
+            strategy="fixed",
+            windows=patient,
+            capacity=64,
+        )
+        buyer = Agent("buyer")
+        async with market(tmp_path_factory.mktemp("market")) as place:
+            await place.join(seller, buyer)
+            yield buyer
+
+    @pytest.fixture
+    def open_compute(self, buyer: Agent) -> OpenCompute:
+        return lambda limits: MarketCompute(
+            buyer, max_price="0.001", limits=limits, decide_after_ms=50
+        )
+
+    async def test_it_streams_and_does_not_save_up(self, compute: Compute) -> None:
+        words = " ".join(map(str, range(100)))
+        async with aclosing(compute.stream(Prompt.ask(words, max_tokens=100))) as stream:
+            assert len([chunk async for chunk in stream if chunk.text]) > 3
+
+    async def test_logprobs_come_with_every_token(self, compute: Compute) -> None:
+        with pytest.raises(PromptRefused, match="log-probabilities"):
+            await compute.complete(Prompt.ask(QUESTIONS[0], max_tokens=6, logprobs=True))
+
+    async def test_a_schema_binds_the_answer(self, compute: Compute) -> None:
+        with pytest.raises(PromptRefused, match="schema"):
+            await compute.complete(Prompt.ask("Is water wet?", response_schema={}))

@@ -86,4 +86,3 @@ def test_what_a_withdrawal_threatens_goes_first_and_alone() -> None:
         ([2], Reason.WITHDRAWAL),
         ([1], Reason.VALUE),
     ]
-

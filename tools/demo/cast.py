@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coase.agents import Agent, Job
 from coase.agents.bargain import SellerBargain, Style
-from coase.agents.compute.ports import Prompt
+from coase.agents.inference import inference_agent
 from coase.agents.seller import Quote, Windows
 from coase.agents.wares import Completion, Inference, Summarise, Summary
 from coase.negotiation.pricing import Price
@@ -73,36 +73,16 @@ def parts_of(text: str) -> list[str]:
 
 def inference_seller(name: str, *, price: Price, style: Style) -> Agent:
     """Return an agent that sells what its engine generates, by the token."""
-    agent = Agent(name, by_rounds=True)
-
-    @agent.offers(
-        "inference",
+    return inference_agent(
+        name,
         price=price,
-        deliver_within=30,
         strategy=style,
+        deliver_within=30,
         capacity=64,
         windows=WINDOWS,
         about="a small language model, by the token",
+        by_rounds=True,
     )
-    async def infer(task: Inference, job: Job) -> Completion:
-        written = await job.complete(
-            Prompt.ask(
-                task.prompt,
-                system=task.system,
-                max_tokens=task.max_tokens,
-                temperature=task.temperature_permille / 1_000,
-                seed=task.seed,
-            )
-        )
-        return Completion(
-            text=written.text,
-            model=job.agent.compute.name,
-            input_tokens=written.usage.input_tokens,
-            output_tokens=written.usage.output_tokens,
-            finish=written.done_reason or "stop",
-        )
-
-    return agent
 
 
 def summariser(name: str, *, price: Price, style: Style, quality: int, tokens_max: int) -> Agent:
