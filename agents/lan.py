@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from coase.protocol.advert import OPEN_NETWORK, Advert, printable_name
+from coase.protocol.advert import OPEN_NETWORK, Advert, Gone, Heard, printable_name
 from coase.protocol.backends.broker import EmbeddedBroker, MeshConfig
 from coase.protocol.backends.calls import Calls
 from coase.protocol.backends.interfaces import local_addresses, watch_addresses
@@ -51,6 +51,7 @@ LOOK_EVERY_S: Final = 2.0  # At the broker's routes: who is joined, and whose ad
 HURRY_EVERY_S: Final = 0.1  # A route takes 0.1 s.
 HURRY_MS: Final = 3_000  # After a route was added; then it is not there for a reason.
 SOON_S: Final = 0.02
+DOUBLES_MAX: Final = 4  # Places at which somebody says that he is us.
 GREET_EVERY_S: Final = 10.0
 ADDRESSES_EVERY_S: Final = 3.0
 SLEPT_MIN_S: Final = 10.0  # A busy machine is late by less.
@@ -88,7 +89,9 @@ class Lan:
     :raises ConfigurationError: if no address of this machine can be used
     """
 
-    def __init__(self, state: Path, options: LanOptions) -> None:
+    def __init__(
+        self, state: Path, options: LanOptions, *, neighbours: Neighbours | None = None
+    ) -> None:
         self.options, self.node = options, options.node
         code = options.code
         self.mesh = code.net if code else OPEN_MESH
@@ -113,15 +116,20 @@ class Lan:
                 port=options.port,
             ),
         )
-        self._proofs = Proofs(self._tls, lambda: self._news.set())
+        self._proofs = Proofs(self._tls, self._on_proof)
         self._routes: list[str] = []
         self._hurry_until_ms = 0
         self._troubles: dict[str, str] = {}
+        self._doubles: set[str] = set()
+        self._announced: set[str] = set()
         self._run = f"{time.time_ns() & 0xFFFFFFFF:08x}"
         self._news = anyio.Event()
         self._changed = anyio.Event()
         self.met: dict[str, Neighbour] = {}
-        self._neighbours: Neighbours | None = None
+        self._neighbours = neighbours or MdnsNeighbours(
+            interfaces=options.interfaces, loopback=self._loopback
+        )
+        self._since_s = 0.0
         self.membership: Membership | None = None
         self._calls: Calls | None = None
 
@@ -154,6 +162,7 @@ class Lan:
                 "ours": row.network == self._network,
                 "addresses": list(row.addresses),
                 "joined": row.joined,
+                "announced": row.node_id in self._announced,
                 "chain": row.serves_chain,
                 "why": row.why if row.joined else self._troubles.get(row.node_id) or row.why,
             }
@@ -166,12 +175,29 @@ class Lan:
 
     @property
     def clash(self) -> str:
-        """What is wrong if another machine runs on a copy of our state, else nothing."""
-        return self.membership.clash if self.membership else ""
+        """What is wrong if another machine runs on a copy of our state, else nothing.
+
+        Who only says so is not believed: it must have shown our name in a certificate.
+        """
+        proven = any(self._proofs.node_at(place) == self.node for place in self._doubles)
+        if self.membership is None or not (proven or (self._doubles and self._tls is None)):
+            return ""
+        return self.membership.clash
+
+    @property
+    def full(self) -> str:
+        """What is wrong if there is no place for this machine any more, else nothing."""
+        ours = sum(row["ours"] and row["announced"] for row in self.heard())
+        if self.met or ours < MESH_NODES_MAX:
+            return ""
+        return (
+            f"the network has {ours} machines already, and {MESH_NODES_MAX} is the most that one"
+            " may have: let one leave, or begin another network with coase up --lan"
+        )
 
     def view(self) -> dict[str, Any]:
         """Return all that this machine knows of the network: no secrets."""
-        health = self._neighbours.health() if self._neighbours else None
+        health = self._neighbours.health()
         return {
             "node": self.node,
             "mesh": self.mesh,
@@ -184,12 +210,14 @@ class Lan:
             "heard": self.heard(),
             "peers": self.peers(),
             "clash": self.clash,
+            "full": self.full,
+            "running_s": round(anyio.current_time() - self._since_s),
             "certificate_ends_s": self._certificate_ends_s,
             "strangers_dropped": self.membership.strangers_dropped if self.membership else 0,
             "mdns": {
-                "announced": bool(health and health.announced),
-                "heard_self": bool(health and health.heard_self),
-                "last_complaint": health.last_complaint if health else "",
+                "announced": health.announced,
+                "heard_self": health.heard_self,
+                "last_complaint": health.last_complaint,
             },
         }
 
@@ -218,9 +246,7 @@ class Lan:
             await desk.open()
             advert = self._advert()
             self.membership = Membership(advert, loopback=self._loopback)
-            self._neighbours = MdnsNeighbours(
-                interfaces=self.options.interfaces, loopback=self._loopback
-            )
+            self._since_s = anyio.current_time()
             await self._neighbours.open(advert, self._on_news)
             async with anyio.create_task_group() as group:
                 for name, work in (
@@ -237,8 +263,7 @@ class Lan:
                     group.cancel_scope.cancel()
         finally:
             with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):
-                if self._neighbours is not None:
-                    await self._neighbours.close()
+                await self._neighbours.close()
             with anyio.CancelScope(shield=True):
                 await self._calls.close()
                 self._calls = None
@@ -246,6 +271,16 @@ class Lan:
     def _on_news(self, news: News) -> None:
         if self.membership is not None:
             self.membership.note(news, _now_ms())
+        if isinstance(news, Heard):
+            self._announced.add(news.advert.node_id)
+            if news.advert.node_id == self.node and news.advert.run != self._run:
+                self._doubles |= set(_endpoints(news.advert)) - set(_endpoints(self._advert()))
+        elif isinstance(news, Gone):
+            self._announced.discard(news.node_id)
+        self._tell()
+        self._news.set()
+
+    def _on_proof(self) -> None:
         self._tell()
         self._news.set()
 
@@ -269,7 +304,11 @@ class Lan:
         assert self.membership is not None
         now_ms = _now_ms()
         dials = {dial.address: dial.node_id for dial in self.membership.routes(now_ms)}
-        self._proofs.look([*dials, *self.options.peers], group)
+        if self.full:
+            dials = {}
+        self._proofs.look(
+            [*dials, *self.options.peers, *sorted(self._doubles)[:DOUBLES_MAX]], group
+        )
         wanted = [address for address in dials if self._is_proven(address, dials[address], now_ms)]
         reached = {self._proofs.node_at(address) or dials[address] for address in wanted}
         for peer in self.options.peers:
@@ -340,7 +379,7 @@ class Lan:
             log.warning("this machine is now at %s", ", ".join(usable))
             self.addresses = usable
             await self._renew()
-            if self._neighbours is not None and self.membership is not None:
+            if self.membership is not None:
                 advert = self._advert()
                 self.membership.moved(advert)
                 await self._neighbours.update(advert)
@@ -361,8 +400,7 @@ class Lan:
                 log.warning("this machine slept; the network is asked who is there")
                 if self._authority is not None and time.time() >= self._renew_at_s:
                     await self._renew()
-                if self._neighbours is not None:
-                    await self._neighbours.ask()
+                await self._neighbours.ask()
                 self._news.set()
 
     # Addresses and certificates
@@ -400,6 +438,13 @@ class Lan:
         if self._authority is not None:
             with contextlib.suppress(TransportUnavailable):  # It is written, and read at the start.
                 await self.broker.renew_tls(self._issue())
+
+
+def _endpoints(advert: Advert) -> list[str]:
+    return [
+        f"[{address}]:{advert.port}" if ":" in address else f"{address}:{advert.port}"
+        for address in advert.addresses
+    ]
 
 
 def _now_ms() -> int:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 LOOK_MAX_S: Final = 30.0
 """Then it is said what to check. Multicast takes 0.1 s, a sleepy access point some seconds."""
 CARD_AGAIN_S: Final = 0.5
+NEWCOMER_S: Final = 10.0
+"""So long after its start a machine gives way to another of its name."""
 CARD_EVERY_S: Final = 60.0
 WHAT_TO_CHECK: Final = (
     "still looking. Check that both machines are on the same network (a guest Wi-Fi often keeps"
@@ -66,6 +68,7 @@ async def member_of(
         async with anyio.create_task_group() as group:
             group.start_soon(supervise, "broker", lambda: keep_broker(lan.broker))
             async with lan.running(card=lambda: current):
+                group.start_soon(watch_clash, lan, say)
                 if not current:
                     current = await _find_card(lan, say)
                     keep(current)
@@ -117,12 +120,22 @@ def require_place(lan: Lan) -> None:
     :raises ConfigurationError: if another machine runs on a copy of this state, or the mesh has
         as many machines as it may
     """
-    if lan.clash:
-        raise ConfigurationError(lan.clash)
-    if not lan.met:
-        for row in lan.heard():
-            if row["ours"] and "full" in row["why"]:
-                raise ConfigurationError(row["why"])
+    if trouble := lan.clash or lan.full:
+        raise ConfigurationError(trouble)
+
+
+async def watch_clash(lan: Lan, say: Callable[[str], None]) -> None:
+    """Say it when another machine turns out to run on a copy of this state.
+
+    :raises ConfigurationError: if that shows soon after the start: who came later gives way
+    """
+    with anyio.move_on_after(NEWCOMER_S):
+        while True:
+            require_place(lan)
+            await lan.changed()
+    while not lan.clash:
+        await lan.changed()
+    say(lan.clash)
 
 
 def progress(lan: Lan) -> str:

@@ -151,6 +151,7 @@ class Hosted:
         from coase.agents.bridge import ChainDesk
         from coase.agents.card import Card, LanStateFile
         from coase.agents.lan import version
+        from coase.agents.member import watch_clash
         from coase.agents.supervisor import supervise
 
         key = seed.derive("chain")
@@ -161,6 +162,7 @@ class Hosted:
             LanStateFile(self.path).save(kept)
             desk = ChainDesk(self.lan.calls, network.net, network.rpc, identity=key)
             group.start_soon(supervise, "chain desk", desk.run)
+            group.start_soon(watch_clash, self.lan, say)
             try:
                 yield
             finally:
