@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
@@ -217,13 +216,13 @@ def raise_user(text: str) -> NoReturn:
 def _ended_network() -> str:
     """Return what to do if our own network does not run any more, else nothing."""
     from .scratch import alive
-    from .up_command import SCRATCH, known_network
+    from .up_command import known_network, starts_again
 
     network = known_network()
     if network is None or not network.pid or alive(network.pid):
         return ""
-    keep = "" if Path(network.state).name.startswith(SCRATCH) else f" --state {network.state}"
-    return f"the network has ended (process {network.pid}); start it again with: coase up{keep}"
+    again = starts_again(network)
+    return f"the network has ended (process {network.pid}); start it again with: {again}"
 
 
 def _plain(text: str) -> str:

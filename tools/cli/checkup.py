@@ -26,6 +26,7 @@ from coase.protocol.errors import CoaseError, ConfigurationError
 from coase.protocol.messages import CLOCK_SKEW_MAX_MS
 
 from .scratch import alive
+from .up_command import starts_again
 
 DISK_FREE_MIN_BYTES: Final = 512 * 1024 * 1024
 CHAIN_LAG_MAX_S: Final = 10
@@ -114,9 +115,8 @@ def _network_process(network: Network, path: Path) -> Finding:
     if not network.pid:
         return Finding("ok", "network", f"{network.net}, described by {path}")
     if not alive(network.pid):
-        return Finding(
-            "bad", "network", f"its process {network.pid} has ended ({path}); start: coase up"
-        )
+        text = f"its process {network.pid} has ended ({path}); start: {starts_again(network)}"
+        return Finding("bad", "network", text)
     return Finding("ok", "network", f"{network.net}, run by process {network.pid} ({path})")
 
 

@@ -276,44 +276,17 @@ def lan_status(json_: Json = False) -> None:
 
     Example: [b]coase lan status[/b]
     """
-    view = perform(view_of_this_machine)
+
+    async def work() -> dict[str, Any]:
+        from .lan_checkup import view_of_this_machine
+
+        return await view_of_this_machine()
+
+    view = perform(work)
     if json_:
         emit(view)
         return
     _print_view(view)
-
-
-async def view_of_this_machine() -> dict[str, Any]:
-    """Return what the process that runs the network on this machine sees.
-
-    :raises ConfigurationError: if there is none
-    """
-    from coase.agents.config import load_network
-    from coase.agents.lan import OPEN_MESH
-    from coase.agents.neighbours import ask_view
-    from coase.protocol.backends.calls import Calls
-    from coase.protocol.backends.nats_config import NatsConfig
-    from coase.protocol.joincode import JoinCode
-
-    network = load_network()
-    kept = _kept(Path(network.state)) if network.state else None
-    if kept is None:
-        raise ConfigurationError(
-            f"the network {network.net} is of this machine alone: coase up --lan lets others in"
-        )
-    mesh = JoinCode.parse(kept.code).net if kept.code else OPEN_MESH
-    config = NatsConfig(
-        urls=(network.nats.url,),
-        net=network.net,
-        user=network.nats.user,
-        password=network.nats.password,
-        follow_cluster=False,
-    )
-    calls = await Calls.connect(config)
-    try:
-        return await ask_view(calls, mesh, kept.node)
-    finally:
-        await calls.close()
 
 
 def _print_view(view: dict[str, Any]) -> None:

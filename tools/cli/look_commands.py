@@ -294,7 +294,9 @@ async def _diagnose() -> list[dict[str, str]]:
     from coase.agents.config import network_path
 
     from .checkup import examine_machine, examine_network
+    from .lan_checkup import examine_lan
 
     findings = examine_machine()
     findings += await examine_network(network_path())
+    findings += await examine_lan()
     return [finding.to_json() for finding in findings]

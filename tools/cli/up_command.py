@@ -112,6 +112,18 @@ def known_network() -> Network | None:
         return None
 
 
+def starts_again(network: Network) -> str:
+    """Return the command that starts a network of this machine again."""
+    from coase.agents.card import LanStateFile
+
+    kept = LanStateFile(Path(network.state)).load()
+    command = "coase up"
+    if kept is not None:
+        command = "coase join" if kept.card else "coase up --lan"
+    keep = "" if Path(network.state).name.startswith(SCRATCH) else f" --state {network.state}"
+    return command + keep
+
+
 def ready_line(network: Network) -> dict[str, object]:
     """Return what ``coase up`` prints when it is ready: no secrets."""
     from coase.agents.config import network_path
