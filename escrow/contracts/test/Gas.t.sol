@@ -2,8 +2,10 @@
 pragma solidity 0.8.37;
 
 import {IJobEscrow} from "../src/IJobEscrow.sol";
+import {IPaymentChannels} from "../src/IPaymentChannels.sol";
 import {IStakeVault} from "../src/IStakeVault.sol";
-import {Base, IEscrowFactory} from "./Base.sol";
+import {IEscrowFactory} from "./Base.sol";
+import {ChannelsBase} from "./ChannelsBase.sol";
 import {vm} from "./Vm.sol";
 
 interface IPanels {
@@ -27,7 +29,7 @@ interface IPanel {
 ///
 /// Steady state unless named otherwise: balances, the seller's nonce word and the buyer's permit
 /// nonce are not zero. Writes out/gas.json, which scripts/gas.js compares with gas-snapshot.json.
-contract GasTest is Base {
+contract GasTest is ChannelsBase {
     string private constant DESCRIPTION = "https://example.org/jobs/0123456789abcdef0123456789abcdef/task.json";
 
     string private _json;
@@ -52,6 +54,8 @@ contract GasTest is Base {
         _section(_disputes);
         _section(_stakes);
         _section(_panels);
+        _section(_channels);
+        _section(_channelBatch);
         _section(_others);
         vm.writeJson(_json, "out/gas.json");
     }
@@ -266,6 +270,54 @@ contract GasTest is Base {
         (sigs[0], sigs[2]) = (sign(keys[0], digest), sign(keys[2], digest));
         IPanel(t.arbiter).rule(address(escrow), t, 600, 0, EVIDENCE, sigs);
         _note("panel.rule.2of3");
+    }
+
+    function _channels() private {
+        IPaymentChannels.ChannelConfig memory c = someConfig();
+        bytes32 id = channelOf(c);
+        channels.deposit(c, 1000, collector3009, authorized(BUYER_KEY, collector3009, id, 1000, 1));
+        _note("channel.deposit.first");
+        channels.deposit(c, 1000, collector3009, authorized(BUYER_KEY, collector3009, id, 1000, 2));
+        _note("channel.deposit");
+        claimAs(seller, voucher(c, BUYER_KEY, 100, 100));
+        _note("channel.claim.first");
+        channels.settle(seller, address(token));
+        claimAs(seller, voucher(c, BUYER_KEY, 200, 200));
+        _note("channel.claim");
+        channels.settle(seller, address(token));
+        _note("channel.settle");
+        bytes[] memory calls = new bytes[](2);
+        calls[0] = abi.encodeCall(IPaymentChannels.claim, (one(voucher(c, BUYER_KEY, 300, 300))));
+        calls[1] = abi.encodeCall(IPaymentChannels.settle, (seller, address(token)));
+        vm.prank(seller);
+        channels.multicall(calls);
+        _note("channel.claimAndSettle");
+        vm.prank(seller);
+        channels.refund(c, 10);
+        _note("channel.refund");
+        vm.prank(buyer);
+        channels.initiateWithdraw(c, 10);
+        _note("channel.initiateWithdraw");
+        vm.warp(block.timestamp + DELAY);
+        vm.prank(buyer);
+        channels.finalizeWithdraw(c);
+        _note("channel.finalizeWithdraw");
+    }
+
+    /// @dev Second claims of a hundred channels of one receiver.
+    function _channelBatch() private {
+        IPaymentChannels.VoucherClaim[] memory rows = new IPaymentChannels.VoucherClaim[](100);
+        for (uint128 round = 1; round <= 2; ++round) {
+            for (uint256 i = 0; i < rows.length; ++i) {
+                IPaymentChannels.ChannelConfig memory c = someConfig();
+                c.salt = bytes32(i);
+                if (round == 1) depositPlain(c, 100);
+                rows[i] = voucher(c, BUYER_KEY, round, round);
+            }
+            vm.prank(seller);
+            channels.claim(rows);
+        }
+        _record("channel.claim.100.each", vm.lastCallGas().gasTotalUsed / 100);
     }
 
     function _others() private {
