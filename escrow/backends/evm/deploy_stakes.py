@@ -1,7 +1,8 @@
 """Putting the vault of stakes and the factory of panels on a chain that has a factory of escrows.
 
-Each is an effect of its own in the store, as in ``deploy``: what was cut short goes on where it
-was, and what is there already is checked instead of deployed again.
+As in ``deploy``: where the deterministic deployer proxy is, the addresses follow from the code, and
+with it from factory and token, so that there is one vault for both whoever deploys; elsewhere from
+the deployer's nonce. Each is an effect of its own in the store, so what was cut short goes on.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from eth_abi.abi import encode as abi_encode
 
-from coase.protocol.errors import ConfigurationError
+from coase.escrow.presets import DEPLOYER_PROXY
+from coase.protocol.errors import CallReverted, ConfigurationError
 
 from .abi import Abi, panels_abi, vault_abi
 from .artifacts import artifact
 from .chain import EvmChain, Request
+from .deploy import SALT, created_by_proxy, has_proxy
 
 if TYPE_CHECKING:
     from coase.protocol.identity import Identity
@@ -68,9 +71,22 @@ async def deploy_stakes(
 async def _create(
     chain: EvmChain, identity: Identity, effect_id: str, data: bytes, abi: Abi, what: str
 ) -> str:
-    receipt = await chain.send(effect_id, identity, Request("", data, DEPLOY_GAS), abi)
-    await _require(chain, receipt.created, what)
-    return receipt.created
+    """Put a contract there, unless it is, and return its address."""
+    if not await has_proxy(chain):
+        receipt = await chain.send(effect_id, identity, Request("", data, DEPLOY_GAS), abi)
+        await _require(chain, receipt.created, what)
+        return receipt.created
+    address = created_by_proxy(data)
+    if not await chain.code(address):
+        try:
+            request = Request(DEPLOYER_PROXY, SALT + data, DEPLOY_GAS)
+            await chain.send(effect_id, identity, request, abi)
+        except CallReverted:
+            # The proxy refuses what is there: somebody else was quicker with the same code.
+            if not await chain.code(address):
+                raise
+    await _require(chain, address, what)
+    return address
 
 
 async def _require(chain: EvmChain, address: str, what: str) -> None:
