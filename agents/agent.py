@@ -344,7 +344,6 @@ class Agent:
         Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is the
         same purchase, also after a crash. ``tries`` is how many sellers may fail. ``on_text`` gets
         what a seller shows while it works, ``on_agreed`` the deal. Cancelled before that, it ends.
-
         :raises DealFailed: if nobody offered, or there was no good result: locked money comes back
         :raises BudgetExhausted: if a limit does not cover it; nothing was signed or promised
         :raises ConfigurationError: if the price or the agent's own set-up cannot work

@@ -47,6 +47,13 @@ class Stock:
         """The models that can be asked for, the default first."""
         return tuple(info.name for info in self.models)
 
+    @property
+    def speed(self) -> str:
+        """How fast it writes, for people."""
+        if not self.token_us:
+            return "too fast to measure"
+        return f"{1_000_000 // self.token_us} tokens/s"
+
     async def read(self, compute: Compute) -> None:
         """Ask the engine what it has, and let it write a few words to see how fast it is.
 

@@ -139,7 +139,7 @@ async def _run(found: list[Agent], engine: str, state: Path | None, as_json: boo
     from coase.agents.node import open_node
 
     network = load_network()
-    place = _place(network, found[0].name, state)
+    place = place_for(network, found[0].name, state)
     compute = await _engine(engine)
     try:
         fresh = not (place / "node.key.json").exists()
@@ -148,15 +148,15 @@ async def _run(found: list[Agent], engine: str, state: Path | None, as_json: boo
                 say(f"made a new key, kept in {place}")
             for agent in found:
                 await node.add(agent)
-            log = _Log(node, found)
+            log = Log(node, found)
             node.runtime.observers.append(log.notice)
             with anyio.open_signal_receiver(
                 signal.SIGINT, signal.SIGTERM, signal.SIGHUP
             ) as signals:
-                await _announce(node, found, place, as_json)
+                await announce(node, found, place, as_json)
                 log.tell_open("going on with")
                 async with anyio.create_task_group() as group:
-                    group.start_soon(_watch, node)
+                    group.start_soon(watch_links, node)
                     async for _ in signals:
                         break
                     group.cancel_scope.cancel()
@@ -167,7 +167,7 @@ async def _run(found: list[Agent], engine: str, state: Path | None, as_json: boo
                 await compute.close()
 
 
-def _place(network: Network, name: str, state: Path | None) -> Path:
+def place_for(network: Network, name: str, state: Path | None) -> Path:
     """Return the directory for key and journal.
 
     :raises ConfigurationError: if another process holds it
@@ -198,7 +198,7 @@ async def _engine(kind: str) -> Compute | None:
         return None
 
 
-async def _announce(node: Node, found: list[Agent], place: Path, as_json: bool) -> None:
+async def announce(node: Node, found: list[Agent], place: Path, as_json: bool) -> None:
     """Say who runs, what they sell and what they have."""
     from coase.protocol.types import units_to_text
 
@@ -238,7 +238,7 @@ async def _announce(node: Node, found: list[Agent], place: Path, as_json: bool) 
     out.print(f"  engine: {engine or 'none'}; Ctrl-C ends it", highlight=False, soft_wrap=True)
 
 
-async def _watch(node: Node) -> None:
+async def watch_links(node: Node) -> None:
     """Tell when broker or chain go away and when they are back; both are sought for ever.
 
     :raises ConfigurationError: if another network has taken the place of the one we joined
@@ -283,7 +283,7 @@ _TOLD: Final = {
 }
 
 
-class _Log:
+class Log:
     """Tells on standard error what agents do, and counts what they earn and spend."""
 
     def __init__(self, node: Node, found: list[Agent]) -> None:

@@ -243,6 +243,7 @@ def load() -> None:
         lan_commands,
         look_commands,
         model_command,
+        sell_command,
         up_command,
         wallet_commands,
         withdraw_command,
@@ -250,7 +251,8 @@ def load() -> None:
 
     _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
     _ = (deploy_command, keeper_command, keys_command, lan_commands, look_commands)
-    _ = (model_command, up_command, wallet_commands, withdraw_command)
+    _ = (model_command, sell_command, up_command, wallet_commands)
+    _ = (withdraw_command,)
 
 
 def run() -> None:
