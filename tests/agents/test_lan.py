@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from coase.agents import member
-from coase.agents.card import Card, Hello, LanState, LanStateFile, read_card, read_hello
+import coase.protocol.subjects
+from coase.agents import bridge, member
+from coase.agents.card import (
+    OWN_FIELDS,
+    Card,
+    Hello,
+    LanState,
+    LanStateFile,
+    read_card,
+    read_hello,
+)
 from coase.agents.config import NatsAddress, Network
 from coase.agents.lan import Lan, LanOptions
 from coase.agents.member import member_of, watch_clash
@@ -19,10 +30,10 @@ from coase.protocol.backends.neighbours import MemoryLan, MemoryNeighbours
 from coase.protocol.errors import ConfigurationError, RemoteError
 from coase.protocol.identity import Identity
 from coase.protocol.joincode import JoinCode
+from coase.protocol.subjects import chain_subject, lan_subject
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("lan-unit")]
 
@@ -252,3 +263,22 @@ def test_what_is_kept_is_read_again_and_rubbish_is_nothing(tmp_path: Path) -> No
     assert file.load() is None
     assert file.remove()
     assert not file.remove()
+
+
+def test_the_page_of_the_protocol_names_every_field_and_limit() -> None:
+    page = (Path(coase.protocol.subjects.__file__).parent / "SPEC.md").read_text()
+    section = page.partition("### Questions among machines")[2]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert {*Card.model_fields, *Hello.model_fields, *OWN_FIELDS} <= named
+    for limit in (
+        f"{bridge.REQUEST_SIZE_MAX_BYTES // 1024} KiB",
+        f"at most {bridge.BATCH_MAX}",
+        f"{bridge.PART_SIZE_MAX_BYTES // 1024} KiB",
+        f"{bridge.ANSWER_SIZE_MAX_BYTES // 2**20} MiB",
+    ):
+        assert limit in " ".join(section.split())
+    for subject in (
+        *(lan_subject("m", what).replace(".m.", ".<mesh>.") for what in ("hello", "card", "view")),
+        chain_subject("n").replace(".n.", ".<net>."),
+    ):
+        assert f"`{subject}" in section

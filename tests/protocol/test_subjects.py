@@ -11,7 +11,9 @@ from coase.protocol.identity import keccak256
 from coase.protocol.subjects import (
     LEVELS,
     WHOLE,
+    chain_subject,
     inbox_subject,
+    lan_subject,
     level_above,
     prefix_from,
     prefixes,
@@ -106,3 +108,14 @@ def test_levels_and_chance_are_checked() -> None:
         prefix_from(-1, level=4)
     with pytest.raises(LocalProtocolError):
         level_above(5)
+
+
+def test_machines_are_asked_on_subjects_of_their_own() -> None:
+    assert chain_subject("lan-1") == "coase.v1.lan-1.chain.rpc"
+    assert lan_subject("lan-1", "hello") == "coase.v1.lan-1.lan.hello"
+    assert lan_subject("lan-1", "view", node="0" * 16) == "coase.v1.lan-1.lan.view." + "0" * 16
+    for node in ("*", "a.b", "0" * 15, "G" * 16):
+        with pytest.raises(LocalProtocolError):
+            lan_subject("lan-1", "view", node=node)
+    with pytest.raises(ConfigurationError):
+        chain_subject(">")
