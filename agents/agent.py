@@ -16,6 +16,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
@@ -25,10 +26,11 @@ from coase.negotiation.pricing import Price, Tariff
 from coase.negotiation.pricing import Usage as MeteredUsage
 from coase.protocol.errors import ComputeFailed, ConfigurationError, DealFailed
 from coase.protocol.identity import keccak256
-from coase.protocol.messages import canonical_json, capability_id, schemas_hash
+from coase.protocol.messages import BIDS_MAX, canonical_json, capability_id, schemas_hash
 from coase.protocol.states import Role, State
 from coase.protocol.types import AgentId, units_to_text
 
+from .arbiter import worth_units
 from .bargain import STYLES, BuyerBargain, SellerBargain, Style
 from .buyer import Ask, AskState, BuyerDesk, Wish
 from .checks import fault_in_time
@@ -348,6 +350,7 @@ class Agent:
         :raises BudgetExhausted: if a limit does not cover it; nothing was signed or promised
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
+        self._require_numbers(bids_min, bids_max)
         max_units = self._highest_units(max_price)
         wish = replace(
             _wish(capability, task, schemas, features),
@@ -361,26 +364,39 @@ class Agent:
             bids_min=bids_min,
             bids_max=bids_max,
             blocked=frozenset(blocked),
+            most_units=max_units,
         )
 
-        def bargain() -> BuyerBargain:
-            return BuyerBargain(
-                max_price_units=max_units,
-                hope_permille=hope_permille,
-                deliver_within_s=deliver_within,
-                quality_min=quality_min,
-                style=strategy,
-                arbiters=self._node().network.arbiters,
-                rounds=rounds,
-                shortlist=shortlist,
-                by_rounds=self.by_rounds,
-                salt=wish.task.encode(),
-                purse=self._buying().reserve,
-                experience=self._buying().experience,
-            )
-
+        bargain = partial(self._bargain, wish, strategy, hope_permille, rounds, shortlist)
         eyes = _Eyes(fault, on_text, on_agreed)
         return await self._try(wish, bargain, eyes, tries=tries, key=key)
+
+    @staticmethod
+    def _require_numbers(bids_min: int, bids_max: int) -> None:
+        if not 1 <= bids_min <= bids_max <= BIDS_MAX:
+            raise ConfigurationError(
+                f"bids_min {bids_min} and bids_max {bids_max} cannot be: 1 <= bids_min <= bids_max"
+                f" <= {BIDS_MAX} must hold"
+            )
+
+    def _bargain(
+        self, wish: Wish, style: Style, hope_permille: int, rounds: int, shortlist: int
+    ) -> BuyerBargain:
+        buying = self._buying()
+        return BuyerBargain(
+            max_price_units=wish.most_units,
+            hope_permille=hope_permille,
+            deliver_within_s=wish.deliver_within_s,
+            quality_min=wish.quality_min,
+            style=style,
+            arbiters=self._node().network.arbiters,
+            rounds=rounds,
+            shortlist=shortlist,
+            by_rounds=self.by_rounds,
+            salt=wish.task.encode(),
+            purse=buying.reserve,
+            experience=buying.experience,
+        )
 
     def _highest_units(self, max_price: str) -> int:
         units = self._node().settlement.asset.money(max_price).units
@@ -516,6 +532,8 @@ class Agent:
             return "it costs more than was agreed"
         if int(result.to_seller_units) > _charge(thread, dict(result.usage)):
             return "it costs more than its own usage at the agreed rates"
+        if int(result.to_seller_units) > worth_units(terms, result.result):
+            return "it costs more than the tokens that it says to hold, or than there can be"
         if len(result.result.encode()) > TEXT_MAX_BYTES:
             return "it is too large"
         fault = self._faults.get(thread.request_id)

@@ -411,6 +411,7 @@ class BuyerBargain(BuyerStrategy):
             plan=Plan(
                 bids_min=request.bids_min,
                 bids_max=request.bids_max,
+                spare=request.bids_max,  # That many are read besides which are too dear as yet.
                 bargain_with=max(1, min(self._shortlist_max, request.bids_max)),
                 rounds=self._rounds,
                 by_rounds=self._by_rounds,

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from coase.negotiation.scores import Outcome
 from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
 from coase.protocol.messages import (
-    BODY_SIZE_MAX_BYTES,
     ENVELOPE_LIFE_MAX_MS,
-    PIECES_MAX,
     REQUEST_REPEATS_MS,
     Agreed,
     Header,
@@ -27,7 +25,8 @@ from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 
 from .experience import Experience, outcome_of
-from .fairness import unfair
+from .fairness import unfair, unlockable
+from .pieces import TASK_SIZE_MAX_BYTES, size_as_json
 from .ports import Record
 from .purse import OpenPurse, exposure, spent_in
 from .steps import Notice, Publish, Step
@@ -46,7 +45,6 @@ COUNTER_VALID_MS: Final = 10_000
 WIDEN_AFTER_MS: Final = 150  # A shard that has sellers answers in a few milliseconds.
 CLOSING_PAUSE_MS: Final = 250
 # With room for the rest of its message, and for what the heads of pieces take.
-TASK_SIZE_MAX_BYTES: Final = BODY_SIZE_MAX_BYTES - PIECES_MAX * 512
 ASKS_MAX: Final = 1_000  # Requests remembered after their end, for whoever still asks about them.
 
 
@@ -141,6 +139,8 @@ class Wish:
     bids_min: int = 1
     bids_max: int = 16
     blocked: frozenset[str] = frozenset()
+    most_units: int = 0
+    """The most that the buyer pays, if it says so. It stays here: no request holds it."""
 
 
 class AskState(StrEnum):
@@ -166,6 +166,8 @@ class Ask:
     state: AskState = AskState.OPEN
     offers: list[str] = field(default_factory=list)
     bids: int = 0
+    dear: int = 0
+    """Those of them that ask for more than the buyer pays: they may come down."""
     sent: int = 0
     level: int = 0
     """How narrow the shard is in which we asked last; 0 asks every seller."""
@@ -183,9 +185,14 @@ class Ask:
     deciding: bool = False
 
     @property
+    def full(self) -> bool:
+        """Whether no more offers are read; those that are too dear keep nobody out."""
+        return self.bids - self.dear >= self.wish.bids_max
+
+    @property
     def closes_ms(self) -> int:
         """When the round closes: soon if there are enough offers, else when the request lapses."""
-        if self.bids >= self.wish.bids_max:
+        if self.full:
             return self.opened_ms
         if self.bids < self.wish.bids_min:
             return self.request.reply_by_ms
@@ -226,7 +233,7 @@ class BuyerDesk:
         if known is not None:
             return known, step
         self.reserve.check(now_ms=now_ms)
-        if len(json.dumps(wish.task, ensure_ascii=False).encode()) > TASK_SIZE_MAX_BYTES:
+        if size_as_json(wish.task) > TASK_SIZE_MAX_BYTES:
             raise LocalProtocolError(f"a task has at most {TASK_SIZE_MAX_BYTES} bytes as JSON")
         salt = salt or self.desk.chance.take(32)
         secret = self.desk.chance.take(32)
@@ -332,7 +339,7 @@ class BuyerDesk:
         return (
             ask is not None
             and ask.state is AskState.OPEN
-            and ask.bids < ask.wish.bids_max
+            and not ask.full
             and header.deal not in ask.offers  # That thread has ended, and journals say so.
             and header.sender not in ask.wish.blocked
         )
@@ -342,7 +349,7 @@ class BuyerDesk:
         ask = self.asks.get(header.re)
         if ask is None or ask.state is not AskState.OPEN:
             return None
-        if ask.bids >= ask.wish.bids_max or header.sender in ask.wish.blocked:
+        if ask.full or header.sender in ask.wish.blocked:
             raise Refused("capacity", "no more offers are read for this request")
         if now_ms >= ask.request.reply_by_ms:
             raise Refused("expired", "the request no longer takes offers")
@@ -363,10 +370,17 @@ class BuyerDesk:
         if ask is None:
             return
         if isinstance(message.body, Offer):
-            if why := unfair(thread.agreed_terms, thread.request, self.desk.margins):
+            terms, margins = thread.agreed_terms, self.desk.margins
+            if why := unfair(terms, thread.request, margins, now_ms=now_ms):
                 self._refuse(thread, why, step, now_ms=now_ms)
                 return
             if thread.deal not in ask.offers:
+                if 0 < ask.wish.most_units < terms.price_units:
+                    # It may come down, but must not keep us from reading those that need not.
+                    if ask.dear >= ask.wish.bids_max:
+                        self._refuse(thread, "far too dear", step, now_ms=now_ms)
+                        return
+                    ask.dear += 1
                 ask.offers.append(thread.deal)
                 ask.bids += 1
                 if ask.bids == ask.wish.bids_min:
@@ -487,6 +501,8 @@ class BuyerDesk:
     def _accept(
         self, ask: Ask, thread: Thread, agree_by_ms: int, step: Step, *, now_ms: int
     ) -> None:
+        if unlockable(thread.agreed_terms, self.desk.margins, now_ms=now_ms):
+            raise LocalProtocolError("there is no time left to lock")
         units = exposure(thread.agreed_terms)
         self.reserve.reserve(thread.deal, units, thread.counterparty, now_ms=now_ms)
         digest = thread.agreed_terms.digest(self.desk.domain)

@@ -59,11 +59,17 @@ from coase.protocol.terms import Domain, ack_digest, settlement_digest
 from coase.protocol.types import AgentId, Asset, Head, JobView
 
 from .admission import Admission
-from .history import (
-    view_to_json,
-)
+from .history import evidence_to_json, view_to_json
 from .memory import Memory
-from .pieces import Pieces
+from .pieces import (
+    SHOWN_MAX_BYTES,
+    TASK_HEAD_MAX_BYTES,
+    TASK_SIZE_MAX_BYTES,
+    Pieces,
+    piece_id,
+    size_as_json,
+)
+from .ports import Record
 from .steps import (
     DeadLetter,
     DoCheck,
@@ -106,7 +112,6 @@ class Desk(Memory):
         self.margins = margins or Margins()
         self.verify = verify
         self.head = Head(0, 0)
-        self.on_evidence: Callable[[Message, Evidence], None] | None = None
         self.on_description: Callable[[Message, Description], None] | None = None
         self.acknowledge: Callable[[Thread], bool] = lambda thread: True
         self.inbox_secret = chance.take(32)
@@ -262,12 +267,11 @@ class Desk(Memory):
         message = open_body(header, plain)
         self._outbox.answered(message.re, by=header.sender)
         if isinstance(message.body, Evidence):
-            if self.on_evidence is None:
-                raise Refused("unsupported", "this agent is no arbiter")
-            self.on_evidence(message, message.body)
-            self._acks[(header.sender, header.id)] = (now_ms, header)
+            self._show(header, message, message.body, step, now_ms=now_ms)
             return
         thread = self._thread_for(header, now_ms=now_ms)
+        if header.kind == "task" and len(plain) > TASK_SIZE_MAX_BYTES + TASK_HEAD_MAX_BYTES:
+            raise Refused("too_large", "with its result it could not be shown to an arbiter")
         if header.kind == "accept" and self.seller is not None:
             reason = self.seller.unable(thread, now_ms=now_ms)
             if reason:
@@ -286,6 +290,21 @@ class Desk(Memory):
             half.heard(moved, message, step, now_ms=now_ms)
         self._work(moved.deal, step, now_ms=now_ms)
         self.close_if_over(moved.deal, step, now_ms=now_ms)
+
+    def _show(
+        self, header: Header, message: Message, evidence: Evidence, step: Step, *, now_ms: int
+    ) -> None:
+        """Journal what a side of a dispute shows its arbiter, and only then acknowledge it."""
+        if self.court is None:
+            raise Refused("unsupported", "this agent is no arbiter")
+        case = self.court.take(header.sender, evidence)
+        if not case:
+            # The chain may not have shown us that dispute yet; its side says it again.
+            self._heard.unsay(header.sender, header.id)
+            return
+        record = Record(self.me, case, "evidence", now_ms, evidence_to_json(message))
+        step.records.append(record)
+        self._acks[(header.sender, header.id)] = (now_ms, header)
 
     def _chunk(self, header: Header, thread: Thread, step: Step) -> None:
         """Show a part of a result that is being made; nothing depends on it."""
@@ -324,7 +343,7 @@ class Desk(Memory):
         secret = thread.secret if thread is not None else self.inbox_secret
         if thread is not None and thread.counterparty != header.sender:
             raise Refused("unknown_deal", "you are not a side of this thread")
-        if thread is None and self.on_evidence is None:
+        if thread is None and self.court is None:
             raise Refused("unknown_deal", header.deal)
         if thread is not None and thread.state not in BOUND:
             raise Refused("wrong_state", "nothing before the agreement is as large")
@@ -342,6 +361,9 @@ class Desk(Memory):
             self._take(whole.header, whole.plain, step, now_ms=now_ms)
         except RemoteProtocolError as error:
             self._refuse(whole.header, _refusal(error), step, verified=True, now_ms=now_ms)
+        if not self._heard.knows(header.sender, whole_id):
+            for seq in range(whole.count):  # It was not taken: let all of it come again.
+                self._heard.unsay(header.sender, piece_id(whole_id, seq))
 
     def _describe(self, header: Header, step: Step, *, now_ms: int) -> None:
         body = open_body(header, header.body.encode()).body
@@ -616,6 +638,8 @@ class Desk(Memory):
             # The lock was reorganised away meanwhile: work again if it comes back.
             self._retry.pop(self._effect_id(thread, "work"), None)
             return step
+        if thread.task is not None and size_as_json(thread.task.task, result) > SHOWN_MAX_BYTES:
+            raise LocalProtocolError("task and result are too large to be shown to an arbiter")
         deliverable = commitment(salt, result.encode())
         digest = settlement_digest(self.domain, thread.job_id, deliverable, to_seller_units)
         terms = thread.agreed_terms

@@ -20,15 +20,28 @@ if TYPE_CHECKING:
 QUARREL_MAX_S: Final = 7 * 24 * 3600
 
 
-def unfair(terms: Terms, request: Request, margins: Margins) -> str:
+def unlockable(terms: Terms, margins: Margins, *, now_ms: int) -> bool:
+    """Return whether the lock could not be in time: who cannot be paid holds up who could be."""
+    return terms.lock_by_s - now_ms // 1000 <= margins.chain_s
+
+
+def unfair(terms: Terms, request: Request, margins: Margins, *, now_ms: int) -> str:
     """Return why ``terms`` would leave the buyer without defence, or nothing if they do not."""
     arbitrated = terms.arbiter != ZERO_ADDRESS
     work = terms.work
     rules: tuple[tuple[bool, str], ...] = (
         (arbitrated or not request.arbiters, "it names no arbiter"),
-        # Half of it may pass before a withheld result counts as withheld; then the margin.
-        (terms.dispute_s >= 2 * margins.chain_s + 1, "the time to dispute is too short"),
-        (not arbitrated or terms.rule_s >= 3 * margins.chain_s, "the arbiter has too little time"),
+        (not unlockable(terms, margins, now_ms=now_ms), "the time to lock is too short"),
+        # Half of it may pass before a withheld result counts as withheld; then the margin. And
+        # whatever stood still meanwhile has to come back in time.
+        (
+            terms.dispute_s >= 2 * margins.chain_s + 1 + margins.halt_s,
+            "the time to dispute is too short",
+        ),
+        (
+            not arbitrated or terms.rule_s >= 3 * margins.chain_s + margins.halt_s,
+            "the arbiter has too little time",
+        ),
         (
             terms.dispute_s + terms.answer_s + terms.rule_s <= QUARREL_MAX_S,
             "a dispute would lock the price for too long",

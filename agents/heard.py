@@ -40,6 +40,10 @@ class Heard:
         if len(self._seen) > SEEN_MAX:
             self._seen.popitem(last=False)
 
+    def unsay(self, sender: AgentId, message_id: str) -> None:
+        """Take a message as if it had not been said: it is looked at again when it comes again."""
+        self._seen.pop((sender, message_id), None)
+
     def answer(self, sender: AgentId, message_id: str, wire: bytes, *, now_ms: int) -> None:
         """Keep the envelope that answers a message."""
         self._answers[(sender, message_id)] = (wire, now_ms + ENVELOPE_LIFE_MAX_MS)

@@ -6,13 +6,14 @@ import json
 from typing import TYPE_CHECKING
 
 from coase.protocol.envelope import Message, parse_body
-from coase.protocol.messages import Request
+from coase.protocol.messages import Evidence, Request
 from coase.protocol.session import Thread
 from coase.protocol.states import Role
 from coase.protocol.types import How, JobView, Phase
 
 if TYPE_CHECKING:
     from coase.protocol.terms import Domain
+    from coase.protocol.types import AgentId
 
     from .ports import Record
 
@@ -108,6 +109,18 @@ def message_to_json(message: Message, until_ms: int) -> bytes:
         separators=(",", ":"),
         ensure_ascii=False,
     ).encode()
+
+
+def evidence_to_json(message: Message) -> bytes:
+    """Return evidence as it was heard from a side of somebody else's deal."""
+    row = {"id": message.id, "sender": message.sender, "plain": message.plain.decode()}
+    return json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def evidence_from_json(record: Record) -> tuple[AgentId, str, Evidence]:
+    """Return who showed evidence, under which id, and what it was."""
+    row = json.loads(record.data)
+    return row["sender"], row["id"], Evidence.model_validate_json(row["plain"])
 
 
 def message_from_json(record: Record, thread: Thread) -> tuple[Message, int]:

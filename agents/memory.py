@@ -11,6 +11,7 @@ from coase.protocol.states import BOUND, Role, State
 
 from .heard import Heard
 from .history import (
+    evidence_from_json,
     message_from_json,
     message_to_json,
     summary,
@@ -20,7 +21,7 @@ from .history import (
 )
 from .outbox import Outbox
 from .ports import Chance, Record
-from .steps import Buyer, DeadLetter, Notice, Seller, Step, Transmit
+from .steps import Buyer, Court, DeadLetter, Notice, Seller, Step, Transmit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,6 +44,7 @@ class Memory:
         self.jobs: dict[bytes, str] = {}
         self.buyer: Buyer | None = None
         self.seller: Seller | None = None
+        self.court: Court | None = None
         self.dead: list[DeadLetter] = []
         self.counts: dict[str, int] = {}
         self._outbox = Outbox(encode)
@@ -141,6 +143,12 @@ class Memory:
                     self._heard.remember(
                         opened.counterparty, opened.request_id, expires_ms=expires_ms
                     )
+                continue
+            if record.kind == "evidence" and self.court is not None:
+                sender, message_id, evidence = evidence_from_json(record)
+                expires_ms = now_ms + ENVELOPE_LIFE_MAX_MS
+                self._heard.remember(sender, message_id, expires_ms=expires_ms)
+                self.court.recall(sender, evidence)
                 continue
             thread = self.threads.get(record.deal)
             if thread is None:

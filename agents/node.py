@@ -26,6 +26,7 @@ from .ports import Chance, Codec, Journal
 from .purse import Budget, permit, rows_of
 from .runtime import Runtime, Seat
 from .seller import SellerDesk
+from .steps import Step
 from .supervisor import supervise
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class Node:
             asset=self.settlement.asset,
             margins=self._margins,
         )
+        # The same after a restart: others remember where to write to us.
+        desk.inbox_secret = identity.subkey("inbox")
         arbiters = tuple(self.network.arbiters)
         agent.node, agent.buying = (
             self,
@@ -198,9 +201,15 @@ class Node:
             margins=self._margins,
         )
         desk.seller = ArbiterFace(desk)
-        arbiter = Arbiter(identity, self.settlement)
-        desk.on_evidence = arbiter.on_evidence
-        await self.runtime.add(Seat("arbiter", desk, identity, capabilities=("any",)))
+        desk.inbox_secret = identity.subkey("inbox")
+        seat = Seat("arbiter", desk, identity, capabilities=("any",))
+        arbiter = Arbiter(
+            identity,
+            self.settlement,
+            forget=lambda case: self.runtime.apply(seat, Step(closed=[(case, b"")])),
+        )
+        desk.court = arbiter
+        await self.runtime.add(seat)
         self.runtime.start(supervise, "arbiter", arbiter.run)
         return arbiter
 
@@ -223,6 +232,7 @@ async def open_node(
     state: Path | None = None,
     name: str = "node",
     compute: Compute | None = None,
+    margins: Margins | None = None,
 ) -> AsyncIterator[Node]:
     """Join a network and yield a running node.
 

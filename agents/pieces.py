@@ -22,6 +22,7 @@ from coase.protocol.messages import (
     BODY_SIZE_MAX_BYTES,
     PIECE_SIZE_MAX_BYTES,
     PIECES_MAX,
+    SCHEMA_MAX_CHARS,
     Header,
     Piece,
 )
@@ -36,6 +37,11 @@ WHOLES_MAX: Final = 8 * PIECES_MAX  # Pieces of finished bodies remembered; abou
 PARTIAL_MAX_BYTES: Final = 2 * BODY_SIZE_MAX_BYTES
 PARTIAL_AGE_MAX_MS: Final = 600_000
 _HEAD_MAX_BYTES: Final = 256
+# What a seller takes on it must be able to show to an arbiter, in one body: both schemas, the
+# terms, the task and its result.
+SHOWN_MAX_BYTES: Final = BODY_SIZE_MAX_BYTES - PIECES_MAX * 512 - 8 * SCHEMA_MAX_CHARS
+TASK_SIZE_MAX_BYTES: Final = SHOWN_MAX_BYTES // 2
+TASK_HEAD_MAX_BYTES: Final = 256  # Of the message around a task: its salt, the names of fields.
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Whole:
 
     header: Header
     plain: bytes
+    count: int
 
 
 def split(message: Message) -> list[Slice] | None:
@@ -87,6 +94,11 @@ def split(message: Message) -> list[Slice] | None:
         )
         for seq in range(count)
     ]
+
+
+def size_as_json(*texts: str) -> int:
+    """Return the bytes of ``texts`` as JSON, which is how they travel."""
+    return sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts)
 
 
 def piece_id(message_id: str, seq: int) -> str:
@@ -166,7 +178,7 @@ class Pieces:
         whole = header.model_copy(
             update={"kind": partial.kind, "id": piece.message, "seq": 0, "body": ""}
         )
-        return Whole(whole, body)
+        return Whole(whole, body, partial.count)
 
     def _size(self) -> int:
         return sum(partial.size for partial in self._partial.values())

@@ -73,9 +73,10 @@ class Windows:
     """How long each side has to act on chain, and the bond of a dispute, in the seller's terms."""
 
     lock_s: int = LOCK_WITHIN_S
-    dispute_s: int = 20
-    answer_s: int = 20
-    rule_s: int = 20
+    # Longer than anybody needs to start a market again: they pass only where somebody is silent.
+    dispute_s: int = 60
+    answer_s: int = 60
+    rule_s: int = 60
     bond_permille: int = 100
 
 

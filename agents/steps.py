@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from coase.protocol.effects import Call
     from coase.protocol.envelope import Message
-    from coase.protocol.messages import Description, Header, Request
+    from coase.protocol.messages import Description, Evidence, Header, Request
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId
 
@@ -96,6 +96,19 @@ class DeadLetter:
     kind: str
     counterparty: str
     reason: str
+
+
+class Court(Protocol):
+    """What an arbiter adds to its desk: it takes what the sides of a dispute show."""
+
+    def take(self, sender: AgentId, evidence: Evidence) -> str:
+        """Return the id of the case to which ``evidence`` belongs; nothing if it is not taken.
+
+        Whoever shows it says it again until it is taken.
+        """
+
+    def recall(self, sender: AgentId, evidence: Evidence) -> None:
+        """Take evidence of an earlier life again."""
 
 
 class Half(Protocol):

@@ -109,6 +109,8 @@ class Plan:
 
     bids_min: int = 1
     bids_max: int = 16
+    spare: int = 0
+    """Offers that are taken in beyond ``bids_max``, such as those that are too dear as yet."""
     bargain_with: int = 3
     agree_within_ms: int = AGREE_WITHIN_MS
     answer_within_ms: int = ANSWER_WITHIN_MS
@@ -119,6 +121,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not 1 <= self.bids_min <= self.bids_max <= BIDS_MAX:
             raise ConfigurationError(f"1 <= bids_min <= bids_max <= {BIDS_MAX} must hold")
+        if not 0 <= self.spare <= BIDS_MAX:
+            raise ConfigurationError(f"spare offers are from 0 to {BIDS_MAX}")
         if not 1 <= self.bargain_with <= self.bids_max:
             raise ConfigurationError("bargain_with is from 1 to bids_max")
         if min(self.agree_within_ms, self.answer_within_ms) < 1 or self.patience_ms < 0:
@@ -359,7 +363,7 @@ def _admit(past: Round, seller: AgentId, now_ms: int) -> None:
         raise Refused("expired", "the request is over")
     if now_ms >= past.reply_by_ms:
         raise Refused("expired", "the request takes no more offers")
-    if len(past.entries) >= past.plan.bids_max:
+    if len(past.entries) >= past.plan.bids_max + past.plan.spare:
         raise Refused("capacity", "no more offers are read for this request")
     if any(entry.seller == seller for entry in past.entries.values()):
         raise Refused("capacity", "one thread for each seller")

@@ -58,6 +58,10 @@ class Identity:
                 return Identity(material)
         raise ConfigurationError("no key could be derived")  # Chance of 2**-32000.
 
+    def subkey(self, purpose: str) -> bytes:
+        """Return 32 secret bytes for ``purpose``: the same ones each time, and no signing key."""
+        return keccak256(b"coase/subkey/v1\0" + self._key.secret + purpose.encode())
+
     def __repr__(self) -> str:
         return f"Identity({self.address})"
 

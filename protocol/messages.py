@@ -354,7 +354,7 @@ class Result(Wire):
 
 
 class Chunk(Wire):
-    """A part of the result's text while it is made, ``seq`` its number. The result is what counts."""
+    """A part of the result's text while it is made, ``seq`` its number; the result counts."""
 
     text: Annotated[str, StringConstraints(max_length=CHUNK_MAX_CHARS)]
     tokens: Count
@@ -465,7 +465,8 @@ BODIES: Final[dict[str, type[Body]]] = {
     "evidence": Evidence,
 }
 SEALED: Final = frozenset(
-    "offer counter accept agreed reject withdraw locked task chunk result settle evidence piece".split()
+    "offer counter accept agreed reject withdraw".split()
+    + "locked task chunk result settle evidence piece".split()
 )
 """Kinds whose body only the addressee may read. The others are public and refused if sealed."""
 

@@ -66,6 +66,9 @@ class Margins:
     chain_s: int = 2
     settle_patience_ms: int = 4_000
     """How long the seller waits for the buyer's signature before it submits on chain."""
+    halt_s: int = 20
+    """How long a part may be away, as after a kill, without costing the holder a dispute: windows
+    that it could miss meanwhile are not accepted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ FUNDS: Final = 10_000_000
 BLOCK_S: Final = 0.1
 REST_MAX_S: Final = 30.0
 SHORT: Final = Windows(lock_s=3, dispute_s=3, answer_s=3, rule_s=6)
-MARGINS: Final = Margins(chain_s=1, settle_patience_ms=600)
+MARGINS: Final = Margins(chain_s=1, settle_patience_ms=600, halt_s=0)
 
 
 class Market:

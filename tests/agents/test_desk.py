@@ -21,7 +21,12 @@ from coase.agents.steps import OnChain, Transmit
 from coase.protocol.effects import Submit
 from coase.protocol.errors import BudgetExhausted, ConfigurationError, LocalProtocolError
 from coase.protocol.identity import Identity, keccak256
-from coase.protocol.messages import PIECE_SIZE_MAX_BYTES, SCHEMA_MAX_CHARS, terms_to_wire
+from coase.protocol.messages import (
+    PIECE_SIZE_MAX_BYTES,
+    SCHEMA_MAX_CHARS,
+    Evidence,
+    terms_to_wire,
+)
 from coase.protocol.session import require_signer_of
 from coase.protocol.states import State
 from coase.protocol.terms import ack_digest
@@ -401,6 +406,48 @@ def evidence(market: Market, result: str) -> dict[str, object]:
     }
 
 
+class Court:
+    """Takes what it is shown, but for the first few times."""
+
+    def __init__(self, *, deaf: int = 0) -> None:
+        self.shown: list[str] = []
+        self.deaf = deaf
+
+    def take(self, sender: str, evidence: Evidence) -> str:
+        self.deaf -= 1
+        if self.deaf >= 0:
+            return ""
+        self.shown.append(evidence.result)
+        return "ca5e"
+
+    def recall(self, sender: str, evidence: Evidence) -> None:
+        self.shown.append(f"again {evidence.result}")
+
+
+@pytest.mark.parametrize("size", [10, 150_000])
+def test_evidence_that_is_not_taken_yet_is_said_again_until_it_is(size: int) -> None:
+    market = Market(prices=(1_000, 900))
+    market.works = False
+    market.ask()
+    market.until(lambda: "task" in market.kinds())
+    arbiter = market.sellers[0].desk
+    court = arbiter.court = Court(deaf=2)
+    step = market.buyer.desk.tell(
+        arbiter.me,
+        "evidence",
+        evidence(market, "r" * size),
+        now_ms=market.now_ms,
+        key=arbiter.codec.public_key(arbiter.inbox_secret),
+        until_ms=market.now_ms + 60_000,
+    )
+    market.perform(market.buyer, step)
+    market.pass_ms(40_000)
+    assert court.shown == ["r" * size]
+    assert court.deaf < 0
+    waiting = market.buyer.desk._outbox._out.values()
+    assert "evidence" not in {out.message.kind for out in waiting}
+
+
 @pytest.mark.parametrize("size", [10, 150_000])
 def test_evidence_reaches_an_arbiter_once_though_it_is_said_twice(size: int) -> None:
     market = Market(prices=(1_000, 900))
@@ -408,8 +455,7 @@ def test_evidence_reaches_an_arbiter_once_though_it_is_said_twice(size: int) -> 
     market.ask()
     market.until(lambda: "task" in market.kinds())
     arbiter = market.sellers[0].desk
-    shown: list[str] = []
-    arbiter.on_evidence = lambda message, body: shown.append(body.result)
+    court = arbiter.court = Court()
     step = market.buyer.desk.tell(
         arbiter.me,
         "evidence",
@@ -422,7 +468,7 @@ def test_evidence_reaches_an_arbiter_once_though_it_is_said_twice(size: int) -> 
     market.lost = lambda to, wire: kind_of(wire) == "ack" and next(lost, False)
     market.perform(market.buyer, step)
     market.pass_ms(10_000)
-    assert shown == ["r" * size]
+    assert court.shown == ["r" * size]
     waiting = market.buyer.desk._outbox._out.values()
     assert "evidence" not in {out.message.kind for out in waiting}
     assert not [d for d in market.buyer.desk.dead if d.kind == "evidence"]

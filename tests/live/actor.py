@@ -44,6 +44,7 @@ from coase.agents.seller import Windows
 from coase.agents.wiring import ensure_funds
 from coase.negotiation.pricing import Price
 from coase.protocol.errors import CoaseError
+from coase.protocol.session import Margins
 from coase.tools.cli.app import perform
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 REST_MAX_S = 90
+MARGINS = Margins(halt_s=0)  # The windows of these tests are short.
 VANISH_AFTER_S = 1.5  # Long enough for the signed ack of the task, which comes after 0.2 s.
 
 
@@ -219,7 +221,9 @@ def seller_of(orders: dict[str, Any]) -> Agent:
 async def sell(orders: dict[str, Any]) -> None:
     agent = seller_of(orders)
     async with open_node(
-        network=load_network(Path(orders["network"])), state=Path(orders["state"])
+        network=load_network(Path(orders["network"])),
+        state=Path(orders["state"]),
+        margins=MARGINS,
     ) as node:
         await settle_in(node, agent)
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -243,7 +247,9 @@ def tell(notice: Notice) -> None:
 async def buy(orders: dict[str, Any]) -> None:
     agent = Agent(orders["name"])
     async with open_node(
-        network=load_network(Path(orders["network"])), state=Path(orders["state"])
+        network=load_network(Path(orders["network"])),
+        state=Path(orders["state"]),
+        margins=MARGINS,
     ) as node:
         await settle_in(node, agent)
         async with anyio.create_task_group() as group:

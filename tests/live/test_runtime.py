@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from coase.agents import Agent, Job, Node, Price, Windows, open_node
 from coase.agents.wiring import ensure_funds
 from coase.protocol.errors import ConfigurationError, DealFailed
+from coase.protocol.session import Margins
 from tests.live.market import FUNDS_UNITS, PRICE_UNITS, Market, eventually
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
+MARGINS = Margins(halt_s=0)
 WINDOWS = Windows(lock_s=30, dispute_s=5, answer_s=3, rule_s=6)
 
 
@@ -59,7 +61,7 @@ def seller_of(ware: str) -> Agent:
 
 @asynccontextmanager
 async def node_with(live: Market, state: Path, *agents: Agent) -> AsyncIterator[Node]:
-    async with open_node(network=live.network, state=state) as node:
+    async with open_node(network=live.network, state=state, margins=MARGINS) as node:
         for agent in agents:
             await node.add(agent)
             await ensure_funds(node.settlement, node.network, agent.address)

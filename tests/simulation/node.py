@@ -34,7 +34,7 @@ INPUT_SCHEMA: Final = {"type": "object"}
 OUTPUT_SCHEMA: Final = {"type": "object"}
 WINDOWS: Final = Windows(dispute_s=90, answer_s=60, rule_s=60)
 # Blocks to confirm, a halt, a call lost and sent again, a restart, and the clocks.
-MARGINS: Final = Margins(chain_s=20, settle_patience_ms=4_000)
+MARGINS: Final = Margins(chain_s=20, settle_patience_ms=4_000, halt_s=0)
 DELIVER_WITHIN_S: Final = 60
 RECEIPT_WAIT_BLOCKS: Final = 3
 LARGE_BYTES: Final = 100_000

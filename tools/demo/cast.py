@@ -21,9 +21,11 @@ from coase.agents.seller import Quote, Windows
 from coase.agents.wares import Completion, Inference, Summarise, Summary
 from coase.negotiation.pricing import Price
 from coase.protocol.messages import Request
+from coase.protocol.session import Margins
 
 # Short windows, so that silence has its outcome while somebody watches.
 WINDOWS: Final = Windows(lock_s=6, dispute_s=8, answer_s=8, rule_s=12)
+MARGINS: Final = Margins(halt_s=0)
 SYSTEM: Final = "You summarise texts. Answer with one short sentence."
 ASK: Final = "Summarise this text in one short sentence:\n\n"
 LEAD_QUALITY_MIN: Final = 60  # Of a hundred: the first part of a document is what people read.

@@ -27,7 +27,7 @@ from coase.protocol.identity import Identity, keccak256
 from coase.protocol.types import AgentId
 from coase.tools.cli.scratch import scratch
 
-from .cast import LEAD_QUALITY_MIN, Digest, DigestText, Document, cast
+from .cast import LEAD_QUALITY_MIN, MARGINS, Digest, DigestText, Document, cast
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ async def stage(
                 seed=identity,
                 compute=compute,
                 chance=chance,
+                margins=MARGINS,
             )
             async with running(node):
                 await node.add_arbiter(arbiter)
