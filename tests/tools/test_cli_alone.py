@@ -40,6 +40,9 @@ COMMANDS = [
     ("export",),
     ("audit",),
     ("withdraw",),
+    ("deploy",),
+    ("dispute",),
+    ("keeper",),
     ("budget",),
 ]
 

@@ -238,6 +238,7 @@ def load() -> None:
         buy_commands,
         demo_command,
         deploy_command,
+        dispute_command,
         keeper_command,
         keys_command,
         lan_commands,
@@ -252,7 +253,7 @@ def load() -> None:
     _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
     _ = (deploy_command, keeper_command, keys_command, lan_commands, look_commands)
     _ = (model_command, sell_command, up_command, wallet_commands)
-    _ = (withdraw_command,)
+    _ = (dispute_command, withdraw_command)
 
 
 def run() -> None:
