@@ -362,8 +362,16 @@ async def test_what_an_endpoint_left_out_is_found_by_reading_again(
     assert (await settlement.jobs([job_id]))[job_id] == JobView()
     monkeypatch.setattr(settlement._log, "_logs", real)
     assert (await settlement.jobs([job_id]))[job_id] == JobView()
+    events, end = await settlement.events(0)
+    assert events == []
     settlement._log._reread_at = 0.0
     assert (await settlement.jobs([job_id]))[job_id].phase is Phase.WORKING
+    # Whoever had read on beyond it is told all the same, once.
+    events, end = await settlement.events(end)
+    assert [event.job_id for event in events] == [job_id]
+    assert (await settlement.events(end))[0] == []
+    settlement._log._reread_at = 0.0
+    assert (await settlement.events(end))[0] == []
 
 
 @pytest.mark.anyio
