@@ -19,7 +19,7 @@ from coase.protocol.types import AgentId, Asset, Phase
 from .ledger import Account, Deal, Ledger, deals_of, ledger_of
 from .purse import Budget, Purse
 from .snapshot import WITHDRAWAL
-from .wallet import Place, read_facts, read_places
+from .wallet import Place, imported_of, read_facts, read_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,27 +60,45 @@ class Report:
     """What agrees, but not yet, or cannot be told apart from what is good."""
 
 
-async def audit(settlement: EvmSettlement, paths: Iterable[Path]) -> Report:
+async def audit(settlement: EvmSettlement, paths: Iterable[Path], *, first: int = 0) -> Report:
     """Return what does not agree between the nodes in ``paths`` and their chain.
+
+    ``first`` is the block from which on transfers are read: the one of the escrow's deployment.
 
     :raises ChainUnavailable: if the chain does not answer
     :raises ConfigurationError: if a journal cannot be read at all
     """
     paths = list(paths)
     places = read_places(paths, deep=True)
-    facts = await read_facts(settlement, places, moves=True)
+    facts = await read_facts(settlement, places, moves=True, first=first)
     later = read_places(paths)
-    return compare(places, later, facts, asset=settlement.asset, escrow=settlement.domain.contract)
+    return compare(
+        places,
+        later,
+        facts,
+        asset=settlement.asset,
+        escrow=settlement.domain.contract,
+        older=imported_of(places) if first else frozenset(),
+    )
 
 
 def compare(
-    places: list[Place], later: list[Place], facts: ChainFacts, *, asset: Asset, escrow: AgentId
+    places: list[Place],
+    later: list[Place],
+    facts: ChainFacts,
+    *,
+    asset: Asset,
+    escrow: AgentId,
+    older: frozenset[AgentId] = frozenset(),
 ) -> Report:
-    """Return what does not agree between journals, read before and after, and ``facts``."""
+    """Return what does not agree between journals, read before and after, and ``facts``.
+
+    ``older`` are keys that may have had money before the first block that was read.
+    """
     deals = deals_of(facts.events)
     journals = [place.journal for place in places if place.journal is not None]
     withdrawals = {tx: who for journal in journals for tx, who in journal.withdrawals().items()}
-    ledger = ledger_of(facts, escrow=escrow, withdrawals=withdrawals)
+    ledger = ledger_of(facts, escrow=escrow, withdrawals=withdrawals, older=older)
     report = Report(
         facts.head,
         keys=len(facts.units),
@@ -225,9 +243,8 @@ def _nonces(
 ) -> None:
     """Every transaction of a key has to be in the journal of its node."""
     known: dict[AgentId, set[int]] = {owner: set() for owner in facts.nonces}
-    imported: set[AgentId] = set()
+    imported = imported_of(places)
     for place in places:
-        imported |= place.imported
         for tx in place.journal.transactions if place.journal is not None else ():
             known.setdefault(tx.sender, set()).add(tx.nonce)
     for owner, count in facts.nonces.items():

@@ -196,11 +196,17 @@ class Ledger:
 
 
 def ledger_of(
-    facts: ChainFacts, *, escrow: AgentId, withdrawals: Mapping[str, AgentId] | None = None
+    facts: ChainFacts,
+    *,
+    escrow: AgentId,
+    withdrawals: Mapping[str, AgentId] | None = None,
+    older: frozenset[AgentId] = frozenset(),
 ) -> Ledger:
     """Return the ledger of the keys that ``facts`` are about.
 
     ``withdrawals`` are the hashes of transactions by which the owner took money out, and whose.
+    ``older`` are keys that may have had money before the first block that was read: they begin
+    with what explains what they have now.
     """
     ledger = Ledger(frozenset(facts.units))
     deals = deals_of(facts.events)
@@ -218,17 +224,25 @@ def ledger_of(
             _post_outcome(ledger, deal)
     for mined in facts.mined.values():
         _post_coin(ledger, mined, ours)
+    for owner in sorted(older & ledger.owners):
+        _post_rest(ledger, owner, TOKEN, facts.units[owner], facts.time_s)
     for owner, wei in sorted(facts.wei.items()):
         # No log tells of coin that comes in: what is there and not explained has come from outside,
         # and was there before anything was done with it.
-        rest = wei - ledger.sum(owner, Account.WALLET, COIN)
-        if rest:
-            times = [line.time_s for line in ledger.postings if line.owner == owner]
-            first_s = min(times, default=facts.time_s)
-            line = Posting(first_s, f"coin/{owner}", owner, Account.WALLET, COIN, rest)
-            ledger.post(line, Account.RECEIVED)
+        _post_rest(ledger, owner, COIN, wei, facts.time_s)
     ledger.postings.sort(key=lambda line: line.time_s)  # Stable: halves stay together.
     return ledger
+
+
+def _post_rest(ledger: Ledger, owner: AgentId, asset: str, held: int, now_s: int) -> None:
+    """Post what a key holds and no posting explains, as received before all else."""
+    rest = held - ledger.sum(owner, Account.WALLET, asset)
+    if rest:
+        first_s = min(
+            (line.time_s for line in ledger.postings if line.owner == owner), default=now_s
+        )
+        line = Posting(first_s, f"{asset}/{owner}", owner, Account.WALLET, asset, rest)
+        ledger.post(line, Account.RECEIVED)
 
 
 def _post_move(

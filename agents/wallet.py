@@ -111,6 +111,11 @@ def owners_of(places: Iterable[Place]) -> list[AgentId]:
     return list(dict.fromkeys(owner for place in places for owner in place.owners))
 
 
+def imported_of(places: Iterable[Place]) -> frozenset[AgentId]:
+    """Return the keys that were made elsewhere, and may have been used there."""
+    return frozenset(owner for place in places for owner in place.imported)
+
+
 async def read_facts(
     settlement: EvmSettlement, places: list[Place], *, moves: bool = False, first: int = 0
 ) -> ChainFacts:

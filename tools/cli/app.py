@@ -251,9 +251,9 @@ def load() -> None:
     )
 
     _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
-    _ = (deploy_command, keeper_command, keys_command, lan_commands, look_commands)
-    _ = (model_command, sell_command, up_command, wallet_commands)
-    _ = (dispute_command, withdraw_command)
+    _ = (deploy_command, dispute_command, keeper_command, keys_command, lan_commands)
+    _ = (look_commands, model_command, sell_command, up_command)
+    _ = (wallet_commands, withdraw_command)
 
 
 def run() -> None:

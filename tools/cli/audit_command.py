@@ -37,7 +37,7 @@ async def _audit(state: Any) -> Report:
 
     network = load_network()
     async with viewing(network) as settlement:
-        return await audit(settlement, places_of(network, state))
+        return await audit(settlement, places_of(network, state), first=network.from_block)
 
 
 def _print(report: Report) -> None:

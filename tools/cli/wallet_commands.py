@@ -200,15 +200,20 @@ FIELDS: Final = (
 async def _export(state: Path | None) -> list[dict[str, str]]:
     from coase.agents.config import load_network
     from coase.agents.ledger import ledger_of
-    from coase.agents.wallet import read_facts, read_places
+    from coase.agents.wallet import imported_of, read_facts, read_places
 
     network = load_network()
     places = read_places(places_of(network, state))
     async with viewing(network) as settlement:
-        facts = await read_facts(settlement, places, moves=True)
+        facts = await read_facts(settlement, places, moves=True, first=network.from_block)
     journals = [place.journal for place in places if place.journal is not None]
     withdrawals = {tx: who for journal in journals for tx, who in journal.withdrawals().items()}
-    ledger = ledger_of(facts, escrow=network.escrow, withdrawals=withdrawals)
+    ledger = ledger_of(
+        facts,
+        escrow=network.escrow,
+        withdrawals=withdrawals,
+        older=imported_of(places) if network.from_block else frozenset(),
+    )
     labels = _labels(places)
     numbers: dict[str, int] = {}
     return [

@@ -63,7 +63,7 @@ def withdraw(
         emit(document | {"id": order.id, "tx": outcome.tx_hash, "why": outcome.why})
     elif outcome.tx_hash:
         out.print(
-            f"sent {document['amount']} {document['asset']} to {order.to}\n"
+            f"sent {document['amount']} {document['asset']} to {document['to_checksum']}\n"
             f"transaction {outcome.tx_hash}",
             highlight=False,
             soft_wrap=True,
