@@ -394,7 +394,7 @@ class Agent:
             shortlist=shortlist,
             by_rounds=self.by_rounds,
             salt=wish.task.encode(),
-            purse=buying.reserve,
+            purse=buying,
             experience=buying.experience,
         )
 
@@ -438,7 +438,6 @@ class Agent:
     ) -> Purchase[Any]:
         node, buying, seat = self._node(), self._buying(), self._seat()
         node.budgets.refresh()
-        now_ms = node.runtime.now_ms()
         keyed = bool(request_id)
         if not keyed:
             request_id = buying.desk.chance.take(16).hex()
@@ -450,6 +449,8 @@ class Agent:
         if fault is not None:
             self._faults[request_id] = fault
         try:
+            await node.runtime.look_at_means(seat)
+            now_ms = node.runtime.now_ms()
             ask, step = buying.ask(wish, bargain, now_ms=now_ms, request_id=request_id)
             node.runtime.apply(seat, step)
             node.runtime.nudge()

@@ -7,7 +7,7 @@ value is given to ``Preferences`` and cannot be read back.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from coase.negotiation.award import (
     AcceptOffer,
@@ -316,7 +316,7 @@ class BuyerBargain(BuyerStrategy):
         shortlist: int = SHORTLIST,
         by_rounds: bool = False,
         salt: bytes = b"",
-        purse: OpenPurse | None = None,
+        purse: Rooms | None = None,
         experience: Experience | None = None,
     ) -> None:
         if style not in STYLES:
@@ -480,10 +480,21 @@ class BuyerBargain(BuyerStrategy):
         return entry is not None and entry.last_offer.proposal.price_units <= self._max_units
 
 
+class Rooms(Protocol):
+    """Whatever limits what may be spent."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit at all."""
+
+    def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
+        """Return what each limit that concerns a deal with ``counterparty`` has left."""
+
+
 class _Left:
     """What a purse has left for the price of a deal, once its bond is set aside as well."""
 
-    def __init__(self, purse: OpenPurse) -> None:
+    def __init__(self, purse: Rooms) -> None:
         self._purse = purse
         self.now_ms = 0
         self.terms: dict[AgentId, Terms] = {}

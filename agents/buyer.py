@@ -26,6 +26,7 @@ from coase.protocol.subjects import level_above, prefix_from
 
 from .experience import Experience, outcome_of
 from .fairness import unfair, unlockable
+from .means import OpenMeans
 from .pieces import TASK_SIZE_MAX_BYTES, size_as_json
 from .ports import Record
 from .purse import OpenPurse, exposure, spent_in
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from coase.negotiation.issues import Proposal
     from coase.protocol.envelope import Message
     from coase.protocol.terms import Terms
+    from coase.protocol.types import AgentId
 
     from .desk import Desk
 
@@ -210,6 +212,7 @@ class BuyerDesk:
         self.asks: dict[str, Ask] = {}
         self._live_asks: dict[str, Ask] = {}
         self.reserve = OpenPurse()
+        self.means = OpenMeans()
         self.experience = Experience()
         self._judged: set[str] = set()
 
@@ -233,6 +236,7 @@ class BuyerDesk:
         if known is not None:
             return known, step
         self.reserve.check(now_ms=now_ms)
+        self.means.check()
         if size_as_json(wish.task) > TASK_SIZE_MAX_BYTES:
             raise LocalProtocolError(f"a task has at most {TASK_SIZE_MAX_BYTES} bytes as JSON")
         salt = salt or self.desk.chance.take(32)
@@ -467,6 +471,11 @@ class BuyerDesk:
         """Remember which limit does not cover the offer in ``thread``."""
         units = exposure(thread.agreed_terms)
         short = self.reserve.shortfall(units, thread.counterparty, now_ms=now_ms)
+        if short is None:
+            try:
+                self.means.accept(units)
+            except BudgetExhausted as error:
+                short = error
         ask.unpaid = short or ask.unpaid
 
     def _reject(self, thread: Thread, reason: str, step: Step, *, now_ms: int) -> None:
@@ -504,6 +513,7 @@ class BuyerDesk:
         if unlockable(thread.agreed_terms, self.desk.margins, now_ms=now_ms):
             raise LocalProtocolError("there is no time left to lock")
         units = exposure(thread.agreed_terms)
+        self.means.accept(units)
         self.reserve.reserve(thread.deal, units, thread.counterparty, now_ms=now_ms)
         digest = thread.agreed_terms.digest(self.desk.domain)
         body: dict[str, object] = {
@@ -566,9 +576,36 @@ class BuyerDesk:
     def opening(self, thread: Thread, *, now_ms: int) -> None:
         """Let the money of a deal go into the escrow.
 
-        :raises BudgetExhausted: if the purse did not set it aside; then it must not be locked
+        :raises BudgetExhausted: if the purse did not set it aside, or the agent's tokens do not
+            cover it any more; then it must not be locked
         """
+        self.means.open(thread)
         self.reserve.lock(thread.deal, now_ms=now_ms)
+
+    def is_spending(self) -> bool:
+        """Return whether something may be accepted or locked soon."""
+        if any(ask.state is not AskState.BOUND for ask in self._live_asks.values()):
+            return True
+        return any(t.side is Role.BUYER and t.state is State.AGREED for t in self.under_way())
+
+    def know(self, units: int | None) -> None:
+        """Take note of what the agent's address holds, or with None that it cannot be told."""
+        self.means.know(units)
+
+    def under_way(self) -> list[Thread]:
+        """Return the deals that are accepted or signed, and not over."""
+        chosen = [ask.chosen for ask in self._live_asks.values() if ask.chosen]
+        deals = dict.fromkeys((*chosen, *self.desk.bound()))
+        return [self.desk.threads[deal] for deal in deals if deal in self.desk.threads]
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit to what may be spent."""
+        return self.reserve.limited or bool(self.means.rooms())
+
+    def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
+        """Return what each limit that concerns a deal with ``counterparty`` has left."""
+        return self.reserve.rooms(counterparty, now_ms=now_ms) | self.means.rooms()
 
     def judged(self, thread: Thread, *, now_ms: int) -> None:
         """Remember a result, good or bad, of a seller."""

@@ -726,8 +726,14 @@ class Desk(Memory):
         effect_id = self._effect_id(thread, duty.name)
         if self._retry.get(effect_id, 0) > now_ms:
             return False
+        first = effect_id not in self._retry
         self._retry[effect_id] = NEVER_MS
-        if isinstance(duty.call, Open) and not self._may_open(thread, step, now_ms=now_ms):
+        if isinstance(duty.call, Open) and (why := self._unpaid(thread, now_ms=now_ms)):
+            # Money may yet come. If not, the agreement lapses, and nothing was locked.
+            self._retry[effect_id] = now_ms + DUTY_PAUSE_MS
+            heapq.heappush(self._agenda, (now_ms + DUTY_PAUSE_MS, thread.deal))
+            if first:
+                step.effects.append(Notice("budget_exhausted", thread.deal, thread, why))
             return False
         if duty.call is not None:
             step.wait = True
@@ -745,15 +751,14 @@ class Desk(Memory):
                 step.effects.append(Notice("evidence", thread.deal, thread))
         return False
 
-    def _may_open(self, thread: Thread, step: Step, *, now_ms: int) -> bool:
+    def _unpaid(self, thread: Thread, *, now_ms: int) -> str:
+        """Return why the price of a deal must not be locked now, or nothing if it may be."""
         try:
             if self.buyer is not None:
                 self.buyer.opening(thread, now_ms=now_ms)
         except BudgetExhausted as error:
-            # Silence has an outcome for it: the agreement lapses, and nothing was locked.
-            step.effects.append(Notice("budget_exhausted", thread.deal, thread, str(error)))
-            return False
-        return True
+            return str(error)
+        return ""
 
     def _perform_say(self, thread: Thread, duty: str, step: Step, *, now_ms: int) -> bool:
         try:

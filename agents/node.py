@@ -22,6 +22,7 @@ from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
 from .limits import Budgets
+from .means import Means
 from .ports import Chance, Codec, Journal
 from .purse import Budget, permit, rows_of
 from .runtime import Runtime, Seat
@@ -118,6 +119,7 @@ class Node:
         )
         buying = agent.buying
         buying.reserve = self.budgets.open(agent.name, agent.budget, under=agent.under)
+        buying.means = Means(buying.under_way, name=agent.name)
         desk.buyer = agent.buying
         capabilities: tuple[str, ...] = ()
         if agent.offerings:

@@ -198,6 +198,17 @@ class Runtime:
             raise LocalProtocolError("the node does not run yet")
         self._group.start_soon(work, *args)
 
+    async def look_at_means(self, seat: Seat) -> None:
+        """Tell a buyer what its address holds now: it promises no more than that."""
+        buyer = seat.desk.buyer
+        if buyer is None:
+            return
+        try:
+            buyer.know(await self.settlement.balance(seat.desk.me))
+        except (ChainUnavailable, CallReverted) as error:
+            buyer.know(None)
+            log.info("the balance of %s is not known: %s", seat.name, error)
+
     def nudge(self) -> None:
         """Look at the clocks and the chain soon: something has changed."""
         self._wake.set()
@@ -371,6 +382,9 @@ class Runtime:
             except ChainUnavailable as error:
                 self.chain_error = str(error)
                 log.info("chain: %s", error)
+                for seat in self.seats.values():
+                    if seat.desk.buyer is not None:
+                        seat.desk.buyer.know(None)
             with anyio.move_on_after(CHAIN_POLL_S):
                 await self._poll.wait()
 
@@ -379,6 +393,12 @@ class Runtime:
         self.head = head
         watched = [job for seat in self.seats.values() for job in seat.desk.watched()]
         views = await self.settlement.jobs(watched) if watched else {}
+        # After the deals: what was locked in between counts twice for a moment, and never not.
+        async with anyio.create_task_group() as group:
+            for seat in self.seats.values():
+                buyer = seat.desk.buyer
+                if buyer is not None and buyer.is_spending():
+                    group.start_soon(self.look_at_means, seat)
         now_ms = self.now_ms()
         depth_s = head.time_s - self.settlement.confirmations * BLOCK_S
         for seat in list(self.seats.values()):

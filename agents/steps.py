@@ -160,3 +160,9 @@ class Buyer(Half, Protocol):
 
     def judged(self, thread: Thread, *, now_ms: int) -> None:
         """Take note of our finding on a result."""
+
+    def is_spending(self) -> bool:
+        """Return whether something may be accepted or locked soon."""
+
+    def know(self, units: int | None) -> None:
+        """Take note of what the agent's address holds, or with None that it cannot be told."""

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from coase.agents import Agent, Job, Price
+from coase.agents.means import OpenMeans
 from coase.agents.wares import Summarise, Summary
 from coase.protocol.errors import ConfigurationError, DealFailed
 from tests.agents.market import SHORT, Market, market
@@ -211,6 +212,8 @@ async def test_a_buyer_without_money_loses_nothing_and_the_seller_is_free_again(
     seller, buyer = scribe("seller", honest), Agent("pauper")
     await place.join(seller)
     await place.join(buyer, units=0)
+    assert buyer.buying is not None
+    buyer.buying.means = OpenMeans()  # It promises what it does not have.
     with pytest.raises(DealFailed):
         await buyer.hire("summarise", TASK, returns=Summary, max_price="0.05")
     await place.rest()

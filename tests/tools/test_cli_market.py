@@ -40,6 +40,10 @@ async def cheat(task: Words, job: Job) -> Words:
 @slow.offers("costly", price=Price.per_task("150"))
 async def costly(task: Words, job: Job) -> Words:
     return task
+
+@slow.offers("tight", price=Price.per_task("95"))
+async def tight(task: Words, job: Job) -> Words:
+    return task
 """
 
 
@@ -194,6 +198,15 @@ def test_what_cannot_be_paid_is_not_agreed(home: Home, slow: Running) -> None:
     task.write_text("x")
     done = home.call("hire", "costly", "--input", str(task), "--max-price", "200", code=1)
     assert "less than --max-price 200" in done.stderr
+    assert "agreed" not in done.stderr
+
+
+def test_a_price_that_leaves_nothing_for_a_dispute_is_not_agreed(home: Home, slow: Running) -> None:
+    task = home.path / "tight.txt"
+    task.write_text("x")
+    done = home.call("hire", "tight", "--input", str(task), "--max-price", "95", code=1)
+    assert "which must pay for the bond of a dispute" in done.stderr
+    assert "balance" in done.stderr
     assert "agreed" not in done.stderr
 
 

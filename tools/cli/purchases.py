@@ -20,7 +20,12 @@ from coase.agents.config import Network
 from coase.agents.node import Node, open_node
 from coase.agents.steps import Notice
 from coase.agents.wiring import ensure_funds
-from coase.protocol.errors import ConfigurationError, DealFailed
+from coase.protocol.errors import (
+    BudgetExhausted,
+    ChainUnavailable,
+    ConfigurationError,
+    DealFailed,
+)
 from coase.protocol.messages import canonical_json
 from coase.protocol.session import Thread
 from coase.protocol.states import SILENCE, State
@@ -34,6 +39,7 @@ TRIES: Final = 3
 REST_MAX_S: Final = 10.0  # A settlement takes one or two blocks of a second.
 DISPUTE_MAX_S: Final = 60.0  # Until a seller that we refused has handed in, and we objected.
 POLL_S: Final = 0.1
+BOND_MAX_PERMILLE: Final = 500  # Of the price; agents.fairness refuses a higher one.
 
 
 @asynccontextmanager
@@ -141,18 +147,30 @@ async def buy_once(
 
 
 async def _affordable(node: Node, agent: Agent, max_price: str) -> str:
-    """Return the most to pay: what the user names, or what there is if that is less."""
+    """Return the most to pay: what the user names, or what is free if that is less.
+
+    What other purchases of this key still need is not free. The bond of an offer counts when it
+    is weighed, but is said here: it may be what an offer is refused for.
+    """
     asset = node.settlement.asset
-    held = await node.settlement.balance(agent.address)
-    if asset.money(max_price).units <= held:
+    if agent.seat is None or agent.buying is None:
         return max_price
-    text = units_to_text(held, asset.decimals)
+    await node.runtime.look_at_means(agent.seat)
+    free = min(agent.buying.means.rooms().values(), default=None)
+    if free is None:
+        raise ChainUnavailable(f"the chain does not tell what {agent.address} holds")
+    price, text = asset.money(max_price).units, units_to_text(max(free, 0), asset.decimals)
+    if price + price * BOND_MAX_PERMILLE // 1_000 <= free:
+        return max_price
+    less = f"less than --max-price {max_price} and" if price > free else "which must pay for"
     say(
-        f"{agent.address} holds {text} {asset.symbol}, less than --max-price {max_price}: dearer"
-        " offers are not taken",
+        f"{agent.address} holds {text} {asset.symbol} for it, {less} the bond of a dispute, up to"
+        " half a price: dearer offers are not taken",
         style="yellow",
     )
-    return text
+    if free <= 0:
+        raise BudgetExhausted(limit="balance", asked_units=price, left_units=0)
+    return max_price if price <= free else text
 
 
 def _seller_of(agent: Agent, deal: str) -> str:
