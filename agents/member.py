@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 LOOK_MAX_S: Final = 30.0
 """Then it is said what to check. Multicast takes 0.1 s, a sleepy access point some seconds."""
 CARD_AGAIN_S: Final = 0.5
+STEADY_S: Final = 1.0  # What is said of the search has been so for this long.
 NEWCOMER_S: Final = 10.0
 """So long after its start a machine gives way to another of its name."""
 CARD_EVERY_S: Final = 60.0
@@ -93,7 +94,8 @@ def _network(card: Card, lan: Lan, state: Path, rpc: str) -> Network:
 
 async def _find_card(lan: Lan, say: Callable[[str], None]) -> bytes:
     """Return the network's card as soon as a machine that has it is joined."""
-    began, told, hinted = anyio.current_time(), "", False
+    clock = anyio.current_time
+    began, told, hinted, seen, seen_at = clock(), "", False, "", clock()
     while True:
         require_place(lan)
         if lan.met:
@@ -104,10 +106,12 @@ async def _find_card(lan: Lan, say: Callable[[str], None]) -> bytes:
                 raise ConfigurationError(str(error)) from error
             except TransportUnavailable as error:
                 log.warning("%s", error)
-        if (line := progress(lan)) != told:
+        if (line := progress(lan)) != seen:
+            seen, seen_at = line, clock()
+        if line != told and (not told or clock() - seen_at >= STEADY_S):
             say(line)
             told = line
-        if not hinted and anyio.current_time() - began > LOOK_MAX_S:
+        if not hinted and clock() - began > LOOK_MAX_S:
             say(WHAT_TO_CHECK.format(port=lan.broker.route_port))
             hinted = True
         with anyio.move_on_after(CARD_AGAIN_S):
@@ -148,7 +152,7 @@ def progress(lan: Lan) -> str:
     others = len(heard) - len(ours)
     parts = ["looking for the network"]
     if ours:
-        why = ours[0]["why"]
+        why = ours[0]["why"].partition("; next try")[0]
         parts.append(f"heard {_machines(len(ours))} of it, not joined" + (why and f": {why}"))
     if others:
         parts.append(f"heard {_machines(others)} with another code")

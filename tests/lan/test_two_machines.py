@@ -6,6 +6,7 @@ an interface of its own.
 
 from __future__ import annotations
 
+import re
 import signal
 import stat
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ class Pair:
 
     def __init__(self, first: Home, second: Home) -> None:
         self.first, self.second = first, second
-        self.up_arguments = ("up", "--lan", "--state", str(first.path / "state"), *HERE, "--json")
+        self.up_arguments = ("up", "--lan", "--state", str(first.path / "state"), *HERE)
 
     def code(self) -> str:
         """The join code, from where it is kept."""
@@ -72,9 +73,28 @@ def seller(pair: Pair, up: list[Running]) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def member(pair: Pair, up: list[Running]) -> Iterator[Running]:
-    with pair.second.running("join", pair.code(), *HERE, "--json") as running:
+    with pair.second.running("join", pair.code(), *HERE) as running:
         running.ready()
         yield running
+
+
+def page() -> str:
+    """What the README shows of two machines."""
+    after = (ROOT / "README.md").read_text().partition("<!-- tests/lan/test_two_machines.py -->")[2]
+    return after.partition("```text\n")[2].partition("```")[0]
+
+
+def shape(line: str) -> str:
+    """A line without what differs from run to run: codes, names, ids, addresses and times."""
+    line = re.sub(r"(?:[0-9A-Z]{4}-){6}[0-9A-Z]{4}", "CODE", line)
+    line = re.sub(r"\S+ \(chain\)", "NAME (chain)", line)
+    line = re.sub(r"(?:lan-[0-9a-f]{12}|\b[0-9a-f]{8}\b)", "ID", line)
+    line = re.sub(
+        r"(?:(?:\[[0-9a-f:]+\]|[0-9a-f]*::?[0-9a-f:]+|[0-9.]{7,})(?::\d+)?,? )+", "AT ", line
+    )
+    line = re.sub(r"[-+]?\d+(?:\.\d+)+", "N", line)
+    line = re.sub(r"\bport \d+", "port N", line)
+    return " ".join(re.sub("─+", "─", line).split())
 
 
 def ask(home: Home, question: str, *, code: int = 0) -> Any:
@@ -121,11 +141,22 @@ def test_the_code_is_for_its_owner_and_in_no_log(pair: Pair, member: Running) ->
     for home, kept in ((pair.first, "state"), (pair.second, "lan")):
         place = home.path / kept
         assert stat.S_IMODE((place / "lan.json").stat().st_mode) == 0o600
-        logs = [*place.rglob("*.log*"), *home.path.parent.glob("*.err"), home.path / "network.json"]
-        assert len(logs) > 2
+        logs = [*place.rglob("*.log*"), home.path / "network.json"]
+        assert len(logs) > 1
         for log in logs:
             assert code not in log.read_text(errors="replace"), log
     assert pair.first.json("lan", "code") == {"code": code}
+
+
+def test_the_readme_shows_what_is_seen(pair: Pair, up: list[Running], member: Running) -> None:
+    eventually(pair.see_each_other)
+    member.until_said("ready")
+    screen = pair.second.run("lan", "status").stdout
+    seen = {shape(line) for line in (*up[0].said().splitlines(), *member.said().splitlines())}
+    seen |= {shape(line) for line in screen.splitlines()}
+    shown = [line for line in page().splitlines() if line.strip() and "$ " not in line]
+    assert len(shown) > 6
+    assert [line for line in shown if shape(line) not in seen] == []
 
 
 def test_another_code_is_another_network(pair: Pair, member: Running) -> None:
