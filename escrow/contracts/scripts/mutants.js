@@ -21,6 +21,11 @@ const CONSENT = "src/Consent.sol";
 const VAULT = "src/StakeVault.sol";
 const PANEL = "src/ArbiterPanel.sol";
 const PANELS = "src/PanelFactory.sol";
+const CHANNELS = "src/PaymentChannels.sol";
+const COLLECTOR = "src/Collector.sol";
+const PERMIT2 = "src/Permit2.sol";
+const IDENTITY = "src/IdentityRegistry.sol";
+const REPUTATION = "src/ReputationRegistry.sol";
 
 // name, file, what stands there, what the fault makes of it, whether the walks must find it
 const FAULTS = [
@@ -99,6 +104,34 @@ const FAULTS = [
   ["a plain job may look like a deal", KERNEL, "|| evaluator == address(this)", "", false],
   ["budget changed under the client", KERNEL,
     "if (budget != expectedBudget) revert BudgetChanged(expectedBudget, budget);", "", false],
+  ["a claim above the balance", CHANNELS,
+    "if (row.totalClaimed > channel.balance) revert ClaimExceedsBalance();", "", false],
+  ["a claim above the voucher", CHANNELS,
+    "if (row.totalClaimed > row.voucher.maxClaimableAmount) revert ClaimExceedsCeiling();", "", false],
+  ["anybody's voucher", CHANNELS,
+    "} else if (ECDSA.recoverCalldata(digest, row.signature) != config.payerAuthorizer) {", "} else if (false) {", false],
+  ["a foreign row in a signed batch", CHANNELS,
+    "if (voucherClaims[i].voucher.channel.receiverAuthorizer != authorizer) revert NotReceiverAuthorizer();", "", false],
+  ["a receiver is paid twice", CHANNELS, "account.totalSettled = total;", "", false],
+  ["a withdrawal one second early", CHANNELS,
+    "if (block.timestamp < uint256(pending.initiatedAt) + config.withdrawDelay)",
+    "if (block.timestamp + 1 < uint256(pending.initiatedAt) + config.withdrawDelay)", false],
+  ["withdrawal of what was claimed", CHANNELS,
+    "uint128 amount = _atMost(pending.amount, _free(channels[id]));", "uint128 amount = pending.amount;", false],
+  ["refund of what was claimed", CHANNELS,
+    "uint128 amount = _atMost(asked, _free(channels[id]));", "uint128 amount = asked;", false],
+  ["a refund nonce again", CHANNELS, "++refundNonce[id];", "", false],
+  ["a deposit ends a withdrawal", CHANNELS,
+    "channel.balance = before + amount;", "channel.balance = before + amount; delete pendingWithdrawals[id];", false],
+  ["a deposit that does not come", CHANNELS,
+    "if (IERC20(config.token).balanceOf(address(this)) != held + amount) revert DepositCollectionFailed();", "", false],
+  ["anybody collects", COLLECTOR, "if (msg.sender != channels) revert OnlyChannels(msg.sender);", "", false],
+  ["a Permit2 nonce again", PERMIT2, "if (used & bit != 0) revert InvalidNonce();", "", false],
+  ["a wallet that did not agree", IDENTITY, "revert InvalidWalletSignature(newWallet);", "", false],
+  ["a sold agent pays its old owner", IDENTITY,
+    "if (from != address(0) && from != to) _setMetadata(agentId, WALLET, \"\");", "", false],
+  ["an agent praises itself", REPUTATION,
+    "if (_identities.isAuthorizedOrOwner(msg.sender, agentId)) revert OwnFeedback(agentId, msg.sender);", "", false],
 ];
 
 function run(folder, profile, args) {
