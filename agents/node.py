@@ -262,6 +262,7 @@ async def open_node(
                         journal,
                         seed=seed,
                         compute=compute,
+                        margins=margins,
                         directory=directory.path,
                     )
                     async with running(node):
