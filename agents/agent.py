@@ -24,7 +24,12 @@ from pydantic import BaseModel, ValidationError
 
 from coase.negotiation.pricing import Price, Tariff
 from coase.negotiation.pricing import Usage as MeteredUsage
-from coase.protocol.errors import ComputeFailed, ConfigurationError, DealFailed
+from coase.protocol.errors import (
+    BudgetExhausted,
+    ComputeFailed,
+    ConfigurationError,
+    DealFailed,
+)
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import BIDS_MAX, canonical_json, capability_id, schemas_hash
 from coase.protocol.states import Role, State
@@ -40,6 +45,7 @@ from .past import Past, recall
 from .purse import Budget, Purse
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
+from .steps import Notice, Step
 
 if TYPE_CHECKING:
     from coase.protocol.session import Thread
@@ -47,7 +53,6 @@ if TYPE_CHECKING:
     from .compute.ports import Compute
     from .dispute import Advocate
     from .node import Node
-    from .steps import Notice
 
 log = logging.getLogger(__name__)
 
@@ -451,7 +456,7 @@ class Agent:
         try:
             await node.runtime.look_at_means(seat)
             now_ms = node.runtime.now_ms()
-            ask, step = buying.ask(wish, bargain, now_ms=now_ms, request_id=request_id)
+            ask, step = self._ask(wish, bargain, request_id, now_ms=now_ms)
             node.runtime.apply(seat, step)
             node.runtime.nudge()
             if ask.state is AskState.ENDED:
@@ -491,6 +496,22 @@ class Agent:
             symbol=asset.symbol,
             decimals=asset.decimals,
         )
+
+    def _ask(
+        self, wish: Wish, bargain: BuyerBargain, request_id: str, *, now_ms: int
+    ) -> tuple[Ask, Step]:
+        """Ask the market, or tell that nothing more may be spent.
+
+        :raises BudgetExhausted: with the limit that is spent
+        """
+        buying = self._buying()
+        try:
+            return buying.ask(wish, bargain, now_ms=now_ms, request_id=request_id)
+        except BudgetExhausted as error:
+            why = buying.reserve.paused(now_ms=now_ms) or str(error)
+            paused = Step(effects=[Notice("paused", request_id, detail=why)])
+            self._running().apply(self._seat(), paused)
+            raise
 
     def _past(self, request_id: str) -> Past | None:
         """Return what came of a request that is over, if only the journal still knows of it."""

@@ -316,9 +316,18 @@ async def test_a_change_counts_from_the_next_purchase_on(tmp_path: Path) -> None
         buyer = Agent("buyer")
         await place.join(scribe(), buyer)
         assert await buy(buyer, 1) == 20_000
+        told_of: list[str] = []
+        node.runtime.observers.append(
+            lambda _, notice: told_of.append(notice.detail) if notice.kind == "paused" else None
+        )
         write_overrides(tmp_path, Overrides(agents={"buyer": {"per_day": "0.03"}}))
         with pytest.raises(BudgetExhausted, match="buyer: per day"):
             await buy(buyer, 2)
+        assert told_of == [], "there was room, only not for this"
+        write_overrides(tmp_path, Overrides(agents={"buyer": {"per_day": "0.01"}}))
+        with pytest.raises(BudgetExhausted, match="buyer: per day"):
+            await buy(buyer, 2)
+        assert [text.partition(" until ")[0] for text in told_of] == ["buyer: per day is spent"]
         write_overrides(tmp_path, Overrides(swarm={"per_deal": "0.001"}))
         with pytest.raises(BudgetExhausted, match="swarm: per deal"):
             await buy(buyer, 3)

@@ -16,14 +16,6 @@ from eth_account import Account
 from coase.agents.config import NatsAddress, Network, save_network
 from coase.agents.wiring import unlock_keys
 from coase.escrow.backends import keystore
-from coase.escrow.chains import (
-    LOCAL_CHAINS,
-    MAIN_CHAINS,
-    TEST_CHAINS,
-    ChainKind,
-    kind_of_chain,
-    name_of_chain,
-)
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity
 from tests.tools.commands import Home
@@ -90,21 +82,6 @@ def tree(path: Path) -> dict[str, bytes]:
         for file in path.rglob("*")
         if file.is_file() and file.name != "lock"
     }
-
-
-# ---- the table of chains -----------------------------------------------------------------------
-
-
-def test_an_unknown_chain_counts_as_a_main_one() -> None:
-    assert kind_of_chain(123_456_789) is ChainKind.MAIN
-    assert kind_of_chain(31337) is ChainKind.LOCAL
-    assert kind_of_chain(123_456_789, own=True) is ChainKind.LOCAL
-    assert {kind_of_chain(chain, own=True) for chain in MAIN_CHAINS} == {ChainKind.MAIN}
-    assert {kind_of_chain(chain, own=True) for chain in TEST_CHAINS} == {ChainKind.TEST}
-    assert not (set(MAIN_CHAINS) & set(TEST_CHAINS))
-    assert not (LOCAL_CHAINS & set(MAIN_CHAINS))
-    assert name_of_chain(8453) == "Base (8453)"
-    assert name_of_chain(5) == "chain 5"
 
 
 # ---- made, listed, given out -------------------------------------------------------------------

@@ -292,6 +292,7 @@ class Log:
         self._asset = node.settlement.asset
         self._earned = dict.fromkeys(self._names, 0)
         self._deals = dict.fromkeys(self._names, 0)
+        self._paused: dict[str, str] = {}
 
     def _money(self, units: int) -> str:
         from coase.protocol.types import units_to_text
@@ -303,6 +304,9 @@ class Log:
         from .journals import short_name
 
         thread, name = notice.thread, self._names.get(who)
+        if notice.kind == "paused" and name is not None and self._paused.get(who) != notice.detail:
+            self._paused[who] = notice.detail
+            say(f"{name}: paused: {notice.detail}; see: coase budget {name}", style="yellow")
         if thread is None or thread.terms is None or name is None:
             return
         other = f"{thread.counterparty[:10]} {short_name(thread.request.capability)}"
