@@ -7,7 +7,7 @@ anew: nothing is taken or signed on what was seen before a restart.
 
 A seller sends a chunk when all earlier ones of that stream are paid; a buyer pays for at most one
 chunk beyond those that he has checked. So either side can lose one chunk, and over all streams of
-a channel no more than its limit says.
+a channel, those that ended included, no more than its limit says.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from coase.protocol.identity import Identity
-    from coase.protocol.terms import Domain
+    from coase.protocol.terms import Domain, Terms
 
 PUBLIC_DELAY_MIN_S: Final = 24 * 3600
 """A seller must be able to sleep through a night, or a halt of the chain, and still claim."""
@@ -94,6 +94,18 @@ class ExposureExceeded(LocalProtocolError):
 
 class ChannelStopped(LocalProtocolError):
     """Nothing is signed on this channel any more; ask for the rest of the money back."""
+
+
+def require_final(terms: Terms) -> None:
+    """Return if nothing in ``terms`` waits for an arbiter: what a voucher paid, nobody can split.
+
+    :raises LocalProtocolError: if they promise what a channel cannot keep
+    """
+    for name in ("bond_units", "stake_units", "default_to_seller_units"):
+        if getattr(terms, name):
+            raise LocalProtocolError(f"terms that are settled by a channel have {name} of 0")
+    if terms.arbiter != ZERO_ADDRESS:
+        raise LocalProtocolError("terms that are settled by a channel have no arbiter")
 
 
 # ---- Records ---------------------------------------------------------------------------------
@@ -235,6 +247,14 @@ def _booked(
     return {**streams, deal_id: new}
 
 
+def _unpaid(stream: Stream | None) -> int:
+    return max(0, stream.work_units - stream.paid_units) if stream is not None else 0
+
+
+def _unworked(stream: Stream | None) -> int:
+    return max(0, stream.paid_units - stream.work_units) if stream is not None else 0
+
+
 def _without(streams: Mapping[str, Stream], deal_id: str) -> dict[str, Stream]:
     return {name: stream for name, stream in streams.items() if name != deal_id}
 
@@ -262,6 +282,8 @@ class SellerChannel:
     policy: SellerPolicy
     voucher: Voucher | None = None
     streams: Mapping[str, Stream] = field(default_factory=dict)
+    arrears_units: int = 0
+    """What streams that ended have left unpaid: nobody gets a chunk for nothing again and again."""
     view: ChannelView | None = None
 
     @classmethod
@@ -298,15 +320,21 @@ class SellerChannel:
         """Return the end after a move that was journalled."""
         match record:
             case VoucherTaken(deal_id, units, total, signature):
+                last = self.voucher.units if self.voucher is not None else total - units
                 return replace(
                     self,
                     voucher=Voucher(self.channel_id, total, signature),
                     streams=_booked(self.streams, deal_id, paid_units=units),
+                    arrears_units=max(0, self.arrears_units - (total - last - units)),
                 )
             case ChunkSent(deal_id, units):
                 return replace(self, streams=_booked(self.streams, deal_id, work_units=units))
             case StreamEnded(deal_id):
-                return replace(self, streams=_without(self.streams, deal_id))
+                return replace(
+                    self,
+                    streams=_without(self.streams, deal_id),
+                    arrears_units=self.arrears_units + _unpaid(self.streams.get(deal_id)),
+                )
 
     @property
     def channel_id(self) -> bytes:
@@ -320,8 +348,8 @@ class SellerChannel:
 
     @property
     def exposed_units(self) -> int:
-        """What was sent and is not paid, over all streams."""
-        return sum(max(0, one.work_units - one.paid_units) for one in self.streams.values())
+        """What was sent and is not paid, over all streams there are and were."""
+        return self.arrears_units + sum(_unpaid(one) for one in self.streams.values())
 
     @property
     def secured_units(self) -> int:
@@ -342,8 +370,8 @@ class SellerChannel:
     ) -> tuple[SellerChannel, tuple[SellerRecord, ...]]:
         """Take a voucher that raises the total by at least ``units``, which pay for a deal.
 
-        The same voucher again changes nothing. What it raises the total by beyond ``units`` is
-        booked to nobody: a seller who lost his journal is not made to deliver for it.
+        The same voucher again changes nothing. What it raises the total by beyond ``units`` pays
+        arrears, and else nobody: a seller who lost his journal is not made to deliver for it.
 
         :raises VoucherRefused: if it secures less than it says
         :raises ViewTooOld: if the chain has to be asked first
@@ -392,14 +420,14 @@ class SellerChannel:
         view = self._view(now_s)
         if view.is_withdrawing:
             raise VoucherRefused(Fault.WITHDRAWAL_PENDING)
-        if self.secured_units + at_risk > view.solid_units:
+        if self.secured_units + at_risk - self.arrears_units > view.solid_units:
             left = view.solid_units - self.secured_units
             raise VoucherRefused(Fault.ABOVE_BALANCE, f"{left} units are left")
         record = ChunkSent(deal_id, units)
         return self.after(record), (record,)
 
     def end(self, deal_id: str) -> tuple[SellerChannel, tuple[SellerRecord, ...]]:
-        """End a stream; what is not paid by then is lost."""
+        """End a stream; what is not paid by then is in arrears."""
         if deal_id not in self.streams:
             return self, ()
         record = StreamEnded(deal_id)
@@ -454,6 +482,8 @@ class BuyerChannel:
     """The highest total that was ever promised; it may be signed again at any time."""
     refund_nonce: int = 0
     streams: Mapping[str, Stream] = field(default_factory=dict)
+    arrears_units: int = 0
+    """What was paid ahead in streams that ended, and never came."""
     stopped: str = ""
     view: ChannelView | None = None
 
@@ -500,7 +530,11 @@ class BuyerChannel:
             case TotalRecovered(total):
                 return replace(self, signed_units=max(self.signed_units, total))
             case StreamEnded(deal_id):
-                return replace(self, streams=_without(self.streams, deal_id))
+                return replace(
+                    self,
+                    streams=_without(self.streams, deal_id),
+                    arrears_units=self.arrears_units + _unworked(self.streams.get(deal_id)),
+                )
             case SigningStopped(why):
                 return replace(self, stopped=self.stopped or why)
 
@@ -511,8 +545,8 @@ class BuyerChannel:
 
     @property
     def exposed_units(self) -> int:
-        """What was promised beyond what was checked, over all streams."""
-        return sum(max(0, one.paid_units - one.work_units) for one in self.streams.values())
+        """What was promised beyond what was checked, over all streams there are and were."""
+        return self.arrears_units + sum(_unworked(one) for one in self.streams.values())
 
     @property
     def rest_units(self) -> int:
@@ -565,8 +599,7 @@ class BuyerChannel:
         ahead = stream.paid_units + units - stream.work_units
         if units <= 0 or ahead > self.limits.chunk_max_units:
             raise ExposureExceeded("one chunk", ahead, self.limits.chunk_max_units)
-        mine = max(0, stream.paid_units - stream.work_units)
-        at_risk = self.exposed_units - mine + max(0, ahead)
+        at_risk = self.exposed_units - _unworked(stream) + max(0, ahead)
         if at_risk > self.limits.exposure_max_units:
             limit = self.limits.exposure_max_units
             raise ExposureExceeded("all streams of the channel", at_risk, limit)
@@ -614,7 +647,7 @@ class BuyerChannel:
         return self.after(record), (record,)
 
     def end(self, deal_id: str) -> tuple[BuyerChannel, tuple[BuyerRecord, ...]]:
-        """End a stream; what was paid ahead by then is lost."""
+        """End a stream; what was paid ahead by then is in arrears."""
         if deal_id not in self.streams:
             return self, ()
         record = StreamEnded(deal_id)

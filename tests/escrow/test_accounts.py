@@ -23,6 +23,7 @@ from coase.escrow.accounts import (
     VoucherRefused,
     decode_record,
     encode_record,
+    require_final,
 )
 from coase.escrow.voucher import (
     ChannelConfig,
@@ -33,6 +34,7 @@ from coase.escrow.voucher import (
 )
 from coase.protocol.errors import BudgetExhausted, LocalProtocolError
 from coase.protocol.identity import Identity, keccak256
+from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
 
 BUYER, SELLER, OTHER = (Identity(keccak256(name)) for name in (b"b", b"s", b"o"))
@@ -332,7 +334,41 @@ def test_a_buyer_is_one_chunk_ahead_of_what_he_checked() -> None:
     assert (buyer.exposed_units, buyer.signed_units) == (20, 30)
     buyer, _ = buyer.end("b")
     assert buyer.end("b") == (buyer, ())
-    assert buyer.exposed_units == 10
+    assert (buyer.exposed_units, buyer.arrears_units) == (20, 10)  # What was paid never came.
+    with pytest.raises(ExposureExceeded):
+        buyer.promise(deal_id="c", units=6)
+
+
+def test_nobody_gets_a_chunk_for_nothing_in_stream_after_stream() -> None:
+    seller = seller_of()
+    records: list[SellerRecord] = []
+    for deal, units in (("a", 10), ("b", 10), ("c", 5)):
+        seller, more = seller.send(deal_id=deal, units=units, now_s=NOW_S)
+        seller, ended = seller.end(deal)
+        records += [*more, *ended]
+    assert (seller.exposed_units, seller.arrears_units) == (25, 25)
+    with pytest.raises(ExposureExceeded):
+        seller.send(deal_id="d", units=1, now_s=NOW_S)
+    again = SellerChannel.accept(CONFIG, DOMAIN, POLICY, seller=SELLER.address, records=records)
+    assert again.see(VIEW) == seller
+    seller = taken(seller, 10, pays=10, deal="d")  # The first voucher: its base is not known.
+    seller = taken(seller, 35, pays=10, deal="d")
+    assert (seller.arrears_units, seller.exposed_units) == (10, 10)
+    seller, _ = seller.send(deal_id="d", units=10, now_s=NOW_S)
+
+
+def test_terms_for_a_channel_wait_for_nobody() -> None:
+    plain = Terms(BUYER.address, SELLER.address, TOKEN, 100, Work("echo-00000000"), 1, 2, 3, 4)
+    require_final(plain)
+    wrong: tuple[dict[str, Any], ...] = (
+        {"arbiter": OTHER.address},
+        {"bond_units": 1},
+        {"stake_units": 1},
+        {"default_to_seller_units": 1},
+    )
+    for changes in wrong:
+        with pytest.raises(LocalProtocolError):
+            require_final(replace(plain, **changes))
 
 
 def test_neither_side_goes_beyond_what_the_channel_holds() -> None:
@@ -364,37 +400,43 @@ def test_only_the_named_key_signs() -> None:
 
 moves = st.lists(
     st.tuples(
-        st.sampled_from(("send", "pay", "check")), st.sampled_from("abc"), st.integers(-1, 12)
+        st.sampled_from(("send", "pay", "check", "end")),
+        st.sampled_from("abc"),
+        st.integers(-1, 12),
     ),
     max_size=60,
 )
 
 
 @given(moves)
-def test_whatever_the_other_side_does_one_chunk_a_stream_is_at_risk(
+def test_whatever_the_other_side_does_a_chunk_or_the_limit_is_at_risk(
     story: list[tuple[str, str, int]],
 ) -> None:
     """Both sides act at random and honest ones refuse: what was given and not got is bounded."""
     seller, buyer = seller_of(), buyer_of()
     sent: dict[str, int] = {}
+    total = 0
     for move, deal, units in story:
         try:
             if move == "send":
                 seller, _ = seller.send(deal_id=deal, units=units, now_s=NOW_S)
-                sent[deal] = sent.get(deal, 0) + units
+                sent[deal], total = sent.get(deal, 0) + units, total + units
             elif move == "pay":
                 buyer, _ = buyer.promise(deal_id=deal, units=units)
                 seller, _ = seller.take(buyer.sign(BUYER), deal_id=deal, units=units, now_s=NOW_S)
             elif move == "check":
                 good = min(units, sent.get(deal, 0) - checked(buyer, deal))
                 buyer, _ = buyer.check(deal_id=deal, units=max(0, good))
+            else:
+                seller, buyer = seller.end(deal)[0], buyer.end(deal)[0]
+                sent.pop(deal, None)
         except (LocalProtocolError, BudgetExhausted, VoucherRefused):
             continue
         assert buyer.signed_units == seller.secured_units
         assert seller.exposed_units <= POLICY.exposure_max_units
         assert buyer.exposed_units <= LIMITS.exposure_max_units
-        assert sum(sent.values()) - seller.secured_units <= POLICY.exposure_max_units
-        assert buyer.signed_units - sum(sent.values()) <= LIMITS.exposure_max_units
+        assert total - seller.secured_units <= POLICY.exposure_max_units
+        assert buyer.signed_units - total <= LIMITS.exposure_max_units
         for name in sent:
             paid = seller.streams[name].paid_units
             assert sent[name] - paid <= POLICY.chunk_max_units
