@@ -318,6 +318,13 @@ def simulation(seeds: int) -> None:
     )
 
 
+async def machines(count: int) -> None:
+    """Measure what several machines on one network need."""
+    from tests.bench.lan import lan
+
+    await lan(count)
+
+
 async def wire(count: int) -> None:
     """Measure what needs the broker."""
     async with broker() as network:
@@ -329,11 +336,12 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="wire, cpu, gas or simulation")
+    parser.add_argument("--only", default="", help="wire, lan, cpu, gas or simulation")
     arguments = parser.parse_args()
     count = 300 if arguments.quick else 1_700
     parts: dict[str, Callable[[], object]] = {
         "wire": lambda: anyio.run(wire, count),
+        "lan": lambda: anyio.run(machines, count),
         "cpu": lambda: anyio.run(stages, count),
         "gas": gas,
         "simulation": lambda: simulation(10 if arguments.quick else 60),
