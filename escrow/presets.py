@@ -77,6 +77,9 @@ LOCAL: Final = Preset(
     chain_id=31337,  # The number that development chains share.
     kind="local",
     block_ms=1_000,
+    # The interface is the same, the code our own; at the addresses of main chains.
+    identity_registry="0x8004A169FB4a3325136EB29fA0ceB6D2e539a432".lower(),
+    reputation_registry="0x8004BAa17C55a88189AE136b182e5fdA19dE9b63".lower(),
     channels=_CHANNELS,
     erc3009_collector=_ERC3009_COLLECTOR,
     permit2_collector=_PERMIT2_COLLECTOR,

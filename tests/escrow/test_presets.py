@@ -65,6 +65,17 @@ def test_the_tokens_domains_are_those_that_their_contracts_tell(name: str, separ
     assert domain.separator.hex() == separator
 
 
+def test_the_embedded_chain_has_everything_where_the_preset_says() -> None:
+    from coase.escrow.backends.evm.fixed import code_at_fixed_addresses
+
+    local = preset_named("local")
+    placed = code_at_fixed_addresses()
+    for field in fields(local):
+        value = getattr(local, field.name)
+        if isinstance(value, str) and value.startswith("0x"):
+            assert value in placed, field.name
+
+
 def test_the_proxy_is_made_by_the_code_that_its_transaction_carries() -> None:
     # The well-known deployment puts exactly these bytes there: 14 bytes of loader before them.
     assert len(DEPLOYER_PROXY_CODE) == 69

@@ -130,18 +130,28 @@ async def _deploy(wish: Wish) -> dict[str, Any]:
 
 
 async def _connect(wish: Wish, store: Any) -> EvmChain:
+    """Return the chain, believed as far as its preset says; one that nobody knows, with care."""
+    from coase.agents.caution import HEAD_AGE_MAX_S
     from coase.escrow.backends.evm.chain import FEE_MAX_WEI, EvmChain
     from coase.escrow.backends.evm.endpoints import Trust
+    from coase.escrow.chains import ChainKind, kind_of_chain
     from coase.escrow.presets import preset_named
 
     known = preset_named(wish.preset) if wish.preset else None
-    return await EvmChain.connect(
-        wish.rpc,
-        store=store,
-        chain_id=known.chain_id if known is not None else None,
-        fee_max_wei=known.fee_max_wei if known is not None else FEE_MAX_WEI,
-        trust=Trust(head_age_max_s=known.head_age_max_s) if known is not None else None,
-    )
+    if known is not None:
+        return await EvmChain.connect(
+            wish.rpc,
+            store=store,
+            chain_id=known.chain_id,
+            fee_max_wei=known.fee_max_wei,
+            trust=Trust(head_age_max_s=known.head_age_max_s),
+        )
+    chain = await EvmChain.connect(wish.rpc, store=store, fee_max_wei=FEE_MAX_WEI)
+    if kind_of_chain(chain.chain_id) is ChainKind.LOCAL:
+        return chain
+    await chain.close()
+    trust = Trust(head_age_max_s=HEAD_AGE_MAX_S)
+    return await EvmChain.connect(wish.rpc, store=store, chain_id=chain.chain_id, trust=trust)
 
 
 def _preset(wish: Wish, chain_id: int) -> Preset | None:
