@@ -394,6 +394,20 @@ def test_what_is_taken_out_is_sent_once_and_booked(world: World) -> None:
     assert world.home.json("audit")["differences"] == []
 
 
+def test_all_is_what_it_was_when_it_was_ordered(world: World) -> None:
+    place = str(world.market.place("purse"))
+    world.home.call("keys", "new", "purse", "--state", place)
+    (key,) = world.home.json("wallet", "--state", place)["keys"]
+    world.portal.call(world.market.fund, key["address"])
+    order = ("withdraw", OWNER_AT, "all", "--yes", "--id", "last", "--state", place)
+    sent = world.home.json(*order)
+    assert sent["units"] == str(FUNDS)
+    assert world.home.json(*order) == sent
+    assert "amount is 0" in world.home.call(*order[:4], "--state", place, code=2).stderr
+    (after,) = world.home.json("wallet", "--state", place)["keys"]
+    assert after["balance"] == "0"
+
+
 def test_beside_a_node_that_runs_it_is_the_node_that_sends(world: World) -> None:
     with world.node("swarm") as node:
         world.portal.call(world.market.join, node, scribe("seller"))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from coase.agents.config import Network
     from coase.agents.wallet import Holding
     from coase.agents.withdrawal import Order, Outcome
-    from coase.escrow.backends.evm.settlement import EvmSettlement
 
 ALL: Final = "all"
 TAKEN_MAX_S: Final = 15.0  # A node that runs looks three times a second.
@@ -103,19 +102,27 @@ async def _withdraw(
         holdings = holdings_of(await read_facts(settlement, places), places)
         holding = _source(holdings, source)
         require_payable(address, holding.owner, settlement)
-        units = _units(network, holding, amount, coin=coin)
-        order = Order(
-            order_id or secrets.token_hex(8),
-            holding.owner,
-            "coin" if coin else "token",
-            address,
-            units,
+        known = _Known(holding.place)
+        earlier = known.orders.get(order_id)
+        if amount == ALL and earlier is not None:
+            units = earlier.units  # What all was when it was ordered.
+        else:
+            units = _units(network, holding, amount, coin=coin)
+        order = known.same(
+            Order(
+                order_id or secrets.token_hex(8),
+                holding.owner,
+                "coin" if coin else "token",
+                address,
+                units,
+            ),
+            given=bool(order_id),
         )
-        order, over = _known(holding.place, order, given=bool(order_id))
-        decimals = COIN_DECIMALS if coin else network.decimals
-        document = _document(network, holding, order, decimals)
+        over = known.paid(order)
+        document = _document(network, holding, order)
         if over is None:
-            await _require_enough(settlement, holding, order, document)
+            if order.id not in known.orders:
+                _require_enough(holding, order, document)
             _confirm(document, yes=yes)
             say(f"withdrawal {order.id}: the same --id never pays twice")
             over = await _pay(network, holding.place, order)
@@ -130,8 +137,7 @@ def _source(holdings: list[Holding], source: str) -> Holding:
     if not named:
         raise ConfigurationError("there are no keys to pay from: see coase keys list")
     listed = ", ".join(f"{h.name} {h.owner}" for h in found or named)
-    what = "name one of your keys with --from" if len(found) != 1 else ""
-    raise ConfigurationError(f"{what}: {listed}")
+    raise ConfigurationError(f"name one of your keys with --from: {listed}")
 
 
 def _units(network: Network, holding: Holding, amount: str, *, coin: bool) -> int:
@@ -150,38 +156,46 @@ def _units(network: Network, holding: Holding, amount: str, *, coin: bool) -> in
     return units
 
 
-def _known(place: Path, order: Order, *, given: bool) -> tuple[Order, Outcome | None]:
-    """Return the order to go on with, and its outcome if it is over.
+class _Known:
+    """The orders that were given to a node before, and what became of them."""
 
-    Without an id of the user's, an unfinished one that is the same but for its id is that one.
-    """
-    from coase.agents.withdrawal import Order as Kept
-    from coase.agents.withdrawal import Outcome, placed
+    def __init__(self, place: Path) -> None:
+        from coase.agents.withdrawal import Order, Outcome, placed
 
-    begun: dict[str, Order] = {kept.id: kept for kept in placed(place)}
-    over: dict[str, Outcome] = {}
-    for kind, deal, data in _owners_records(place):
-        if kind == "withdraw":
-            kept = Kept.from_json(data)
-            begun[kept.id] = kept
-            over.pop(kept.id, None)
-        else:
-            row = json.loads(data)
-            over[deal.partition(":")[2]] = Outcome(row["tx"], row["why"])
-    if given:
-        same = begun.get(order.id)
-        if same is not None and same != order:
-            raise ConfigurationError(
-                f"the id {order.id} stands for another withdrawal: {same.units} units of"
-                f" {same.asset} from {same.owner} to {same.to}; nothing was sent"
-            )
-        ended = over.get(order.id)
-        return order, ended if ended is not None and ended.tx_hash else None
-    for kept in begun.values():
-        if replace(kept, id=order.id) == order and kept.id not in over:
-            say(f"withdrawal {kept.id} of the same amount is not finished: going on with it")
-            return kept, None
-    return order, None
+        self.orders: dict[str, Order] = {kept.id: kept for kept in placed(place)}
+        self._ends: dict[str, Outcome] = {}
+        for kind, deal, data in _owners_records(place):
+            if kind == "withdraw":
+                kept = Order.from_json(data)
+                self.orders[kept.id] = kept
+                self._ends.pop(kept.id, None)
+            else:
+                row = json.loads(data)
+                self._ends[deal.partition(":")[2]] = Outcome(row["tx"], row["why"])
+
+    def same(self, order: Order, *, given: bool) -> Order:
+        """Return the order to go on with: without an id of the user's, an unfinished one like it.
+
+        :raises ConfigurationError: if the id that the user gave stands for another
+        """
+        if given:
+            known = self.orders.get(order.id, order)
+            if known != order:
+                raise ConfigurationError(
+                    f"the id {order.id} stands for another withdrawal: {known.units} units of"
+                    f" {known.asset} from {known.owner} to {known.to}; nothing was sent"
+                )
+            return order
+        for known in self.orders.values():
+            if replace(known, id=order.id) == order and known.id not in self._ends:
+                say(f"withdrawal {known.id} of the same amount is not finished: going on with it")
+                return known
+        return order
+
+    def paid(self, order: Order) -> Outcome | None:
+        """Return the outcome of an order that was paid; one that was refused may be tried again."""
+        end = self._ends.get(order.id)
+        return end if end is not None and end.tx_hash else None
 
 
 def _owners_records(place: Path) -> list[tuple[str, str, bytes]]:
@@ -202,13 +216,11 @@ def _owners_records(place: Path) -> list[tuple[str, str, bytes]]:
     return [(row[0], row[1], bytes(row[2])) for row in rows]
 
 
-async def _require_enough(
-    settlement: EvmSettlement, holding: Holding, order: Order, document: dict[str, Any]
-) -> None:
+def _require_enough(holding: Holding, order: Order, document: dict[str, Any]) -> None:
     from coase.protocol.types import units_to_text
 
     held = holding.wei if order.asset == "coin" else holding.units
-    if order.units > held and await settlement.chain.kept(f"{order.name}@{order.owner}") is None:
+    if order.units > held:
         text = units_to_text(held, document["decimals"])
         raise ConfigurationError(
             f"{holding.name} holds {text} {document['asset']}, less than {document['amount']};"
@@ -305,10 +317,11 @@ def _ends(place: Path, order: Order) -> list[Outcome]:
     return [Outcome(row["tx"], row["why"]) for row in rows]
 
 
-def _document(network: Network, holding: Holding, order: Order, decimals: int) -> dict[str, Any]:
+def _document(network: Network, holding: Holding, order: Order) -> dict[str, Any]:
     from coase.agents.withdrawal import checksum_address
     from coase.protocol.types import units_to_text
 
+    decimals = COIN_DECIMALS if order.asset == "coin" else network.decimals
     return {
         "from": holding.name,
         "address": order.owner,
