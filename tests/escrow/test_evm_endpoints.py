@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,27 @@ async def test_the_next_endpoint_takes_over_and_the_first_is_asked_again_later(
         member.away_until = 0.0
     await chain.endpoint.latest()
     assert chain.endpoint.url == world.first.url
+    await chain.close()
+
+
+@pytest.mark.anyio
+async def test_one_that_stays_away_is_asked_ever_more_seldom(world: World) -> None:
+    chain = await world.connect()
+    first = chain.endpoint._members[0]  # type: ignore[attr-defined]
+    await world.first.close()
+    pauses = []
+    for _ in range(7):
+        first.away_until = 0.0
+        began = asyncio.get_running_loop().time()
+        await chain.endpoint.latest()
+        pauses.append(first.away_until - began)
+    for earlier, later in itertools.pairwise(pauses[:5]):
+        assert later > earlier * 1.5
+    assert pauses[-1] - endpoints_module.AWAY_MAX_S < endpoints_module.AWAY_S
+    await world.first.open()
+    first.away_until = 0.0
+    await chain.endpoint.latest()
+    assert first.failures == 0
     await chain.close()
 
 

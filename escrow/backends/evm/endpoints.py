@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AWAY_S: Final = 15.0  # How long one that failed is asked last.
+AWAY_S: Final = 15.0  # How long one that failed is asked last; doubled each time that it does.
+AWAY_MAX_S: Final = 300.0
 ENDPOINTS_MAX: Final = 8
 # Four blocks a second is the quickest public chain; a number that leaps further was made up.
 HEAD_RATE_MAX_BLOCKS_S: Final = 20
@@ -52,6 +53,7 @@ class _Member:
     endpoint: Endpoint
     met: bool = False
     away_until: float = 0.0
+    failures: int = 0
     why: str = ""
 
 
@@ -156,14 +158,17 @@ class Endpoints(Endpoint):
         member.met = True
 
     def _use(self, member: _Member) -> None:
-        member.away_until, member.why = 0.0, ""
+        member.away_until, member.failures, member.why = 0.0, 0, ""
         if self.url != member.endpoint.url:
             log.warning("the chain is asked at %s now", member.endpoint.url)
             self.url, self.provider = member.endpoint.url, member.endpoint.provider
 
     def _leave(self, member: _Member, why: str) -> None:
+        clock = asyncio.get_running_loop().time()
+        if clock >= member.away_until:  # Else several asked at the same time.
+            pause_s = min(AWAY_S * 2 ** min(member.failures, 10), AWAY_MAX_S)
+            member.away_until, member.failures = clock + pause_s, member.failures + 1
         member.met = False
-        member.away_until = asyncio.get_running_loop().time() + AWAY_S
         if why != member.why:
             member.why = why
             log.warning("an endpoint of the chain is passed over for now: %s", why)
