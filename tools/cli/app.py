@@ -239,6 +239,7 @@ def load() -> None:
         demo_command,
         deploy_command,
         dispute_command,
+        gateway_command,
         keeper_command,
         keys_command,
         lan_commands,
@@ -251,8 +252,8 @@ def load() -> None:
     )
 
     _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
-    _ = (deploy_command, dispute_command, keeper_command, keys_command, lan_commands)
-    _ = (look_commands, model_command, sell_command, up_command)
+    _ = (deploy_command, dispute_command, gateway_command, keeper_command, keys_command)
+    _ = (lan_commands, look_commands, model_command, sell_command, up_command)
     _ = (wallet_commands, withdraw_command)
 
 

@@ -75,7 +75,7 @@ def sell(
         price = Price.per_million(input=price_input, output=price_output, floor_permille=floor * 10)
         price.in_asset(network.asset)  # Says now what is wrong with it.
         limits = Limits(concurrency=capacity, queue_max=capacity * QUEUE_PER_SLOT)
-        config = ComputeConfig(kind=_kind(engine), url=url, model=model, limits=limits)
+        config = ComputeConfig(kind=kind_of(engine), url=url, model=model, limits=limits)
         compute = await find_compute(config, say=say)
         try:
             agent, stock = await _agent(compute, name, price, strategy, capacity)
@@ -89,7 +89,8 @@ def sell(
     perform(work)
 
 
-def _kind(engine: str) -> Any:
+def kind_of(engine: str) -> Any:
+    """Return the kind of engine; ends the command if there is none of that name."""
     from typing import get_args
 
     from coase.agents.compute.find import Kind

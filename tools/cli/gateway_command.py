@@ -1,0 +1,178 @@
+"""``coase gateway``: your programs' own API, answered here or bought."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from coase.protocol.errors import ComputeFailed, ConfigurationError
+
+from .app import Json, app, emit, fail, out, perform, raise_user, say
+
+if TYPE_CHECKING:
+    from coase.agents.compute.market import MarketCompute
+    from coase.agents.compute.ports import Compute
+    from coase.tools.gateway.server import Doors
+
+NAME: Final = "gateway"
+# As many as a small machine answers at once; whoever comes then is bought for, not queued.
+LOCAL_AT_ONCE: Final = 4
+
+
+@app.command()
+def gateway(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 11435,
+    max_price: Annotated[
+        str, typer.Option(help="The most for one prompt, such as 0.01; without, nothing is bought.")
+    ] = "",
+    budget: Annotated[
+        str, typer.Option(help="The most in all, over restarts too; goes with --max-price.")
+    ] = "",
+    local: Annotated[
+        bool, typer.Option("--local/--no-local", help="Use the engine of this machine first.")
+    ] = True,
+    engine: Annotated[str, typer.Option(help="auto, ollama, llamacpp, openai or echo.")] = "auto",
+    url: Annotated[str, typer.Option(help="Of Ollama, or of a server with OpenAI's API.")] = "",
+    stall: Annotated[
+        int, typer.Option(min=1, max=600, help="Seconds of silence until another seller goes on.")
+    ] = 10,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another name by which clients call it.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page's origin, such as http://localhost:3000.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="File of API keys, one a line; clients must give one.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory for key and journal; the user's own without.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Serve the APIs of OpenAI, Ollama and Anthropic on one port of this machine.
+
+    Each prompt is answered by the engine here if that has the model and a place, else bought
+    within the limits. The header x-coase-made of an answer says which.
+
+    Example: [b]coase gateway --max-price 0.01 --budget 1[/b]
+    """
+    if bool(max_price) != bool(budget):
+        raise_user("--max-price and --budget go together: the most for one prompt, and in all")
+    if not local and not max_price:
+        raise_user("with --no-local all is bought: give --max-price and --budget")
+
+    async def work() -> None:
+        import anyio
+
+        from .agent_command import watch_links
+
+        try:
+            from coase.tools.gateway.server import application, serving
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"{error.name} is missing: install coase with its extra, as in pip install -e '.[gateway]'"
+            ) from None
+        from coase.agents.compute.router import RouterCompute
+
+        doors = _doors(host, allow_host or [], allow_origin or [], key_file)
+        async with AsyncExitStack() as stack:
+            own = await _local(engine, url, wanted=not max_price) if local else None
+            if own is not None:
+                stack.push_async_callback(own.close)
+            market = await _market(stack, max_price, budget, stall, state) if max_price else None
+            router = RouterCompute(local=own, market=market)
+            at = await stack.enter_async_context(
+                serving(application(router, doors), host=host, port=port)
+            )
+            signals = stack.enter_context(
+                anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            )
+            await _announce(router, at, as_json=json_)
+            async with anyio.create_task_group() as group:
+                if market is not None and market.agent.node is not None:
+                    group.start_soon(watch_links, market.agent.node)
+                await anext(signals)
+                group.cancel_scope.cancel()
+
+    perform(work)
+
+
+def _doors(host: str, hosts: list[str], origins: list[str], key_file: Path | None) -> Doors:
+    from coase.tools.gateway.server import LOOPBACK, Doors, read_keys
+
+    keys: tuple[str, ...] = ()
+    if key_file is not None:
+        try:
+            keys = read_keys(key_file.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{key_file} cannot be read: {error}") from None
+    if host not in ("localhost", "127.0.0.1", "::1") and not keys:
+        raise ConfigurationError(
+            f"{host} can be reached by others, who would spend your money: give --key-file"
+        )
+    named = f"[{host}]" if ":" in host else host
+    return Doors(
+        hosts=(*LOOPBACK, named.lower(), *(name.lower() for name in hosts)),
+        origins=tuple(origins),
+        keys=keys,
+    )
+
+
+async def _local(engine: str, url: str, *, wanted: bool) -> Compute | None:
+    """Return the engine of this machine; none if there is none and ``wanted`` is false."""
+    from coase.agents.compute.find import ComputeConfig, find_compute
+    from coase.agents.compute.gate import Limits
+
+    from .sell_command import kind_of
+
+    # Where everything can be bought nobody need wait.
+    limits = Limits(concurrency=LOCAL_AT_ONCE, **({} if wanted else {"queue_max": 0}))
+    config = ComputeConfig(kind=kind_of(engine), url=url, limits=limits)
+    try:
+        return await find_compute(config, say=say)
+    except ComputeFailed as error:
+        if wanted or engine != "auto":
+            fail(error)
+        say(f"no engine here, all is bought: {error}", style="yellow")
+        return None
+
+
+async def _market(
+    stack: AsyncExitStack, max_price: str, budget: str, stall: int, state: Path | None
+) -> MarketCompute:
+    """Join the market with an agent that buys within the limits."""
+    from coase.agents.agent import Agent
+    from coase.agents.compute.market import MarketCompute
+    from coase.agents.config import load_network
+    from coase.agents.node import open_node
+
+    from .agent_command import place_for
+    from .purchases import fund
+
+    network = load_network()
+    if network.asset.money(max_price).units == 0:
+        raise ConfigurationError("--max-price is 0: name the most that an answer is worth to you")
+    place = place_for(network, NAME, state)
+    node = await stack.enter_async_context(open_node(network=network, state=place))
+    agent = await node.add(Agent(NAME, budget=budget))
+    await fund(node, agent)
+    return MarketCompute(agent, max_price=max_price, stall_max_s=stall)
+
+
+async def _announce(router: Compute, at: str, *, as_json: bool) -> None:
+    if as_json:
+        models = [info.name for info in await router.models()]
+        emit({"url": at, "answers": router.name, "models": models}, indent=None)
+        return
+    for line in (
+        f"listening on {at}; Ctrl-C ends it",
+        f"  answered by {router.name}",
+        f"  OpenAI: base_url {at}/v1   Ollama: host {at}   Anthropic: base_url {at}",
+    ):
+        out.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""One port that speaks the APIs of OpenAI, Ollama and Anthropic."""

@@ -1,0 +1,342 @@
+"""What the three APIs have in common: reading requests, failing clearly, running prompts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import anyio
+from starlette.requests import Request
+
+from coase.agents.compute.market import BoughtChunk
+from coase.agents.compute.ports import (
+    OUTPUT_TOKENS_MAX,
+    SEED_MAX,
+    TEMPERATURE_MAX,
+    Chunk,
+    ComputeBusy,
+    Logprob,
+    Message,
+    Prompt,
+    PromptRefused,
+    Role,
+    Usage,
+)
+from coase.agents.compute.router import ModelUnknown, RouterCompute
+from coase.protocol.errors import BudgetExhausted, CoaseError
+
+# A prompt of the largest size, with every character escaped.
+BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
+BODY_MAX_S: Final = 30  # Whoever sends more slowly holds a place that others need.
+# Other servers write until the model ends. Here it is what a price is set aside for.
+ANSWER_TOKENS_DEFAULT: Final = 1_024
+T = TypeVar("T")
+
+
+class Wrong(Exception):
+    """A request that is not served: an HTTP status, what is wrong, and which field."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+
+
+def wrong(error: CoaseError) -> Wrong:
+    """Return what a client is told when a prompt failed."""
+    match error:
+        case ModelUnknown():
+            return Wrong(404, str(error), param="model")
+        case PromptRefused():
+            return Wrong(400, str(error))
+        case BudgetExhausted():
+            return Wrong(402, f"the budget of this gateway is used up: {error}")
+        case ComputeBusy():
+            return Wrong(429, str(error))
+        case _:
+            return Wrong(503, str(error))
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """Return the JSON object that a request holds.
+
+    :raises Wrong: if it is too large, too slow, or none
+    """
+    content = bytearray()
+    try:
+        with anyio.fail_after(BODY_MAX_S):
+            async for part in request.stream():
+                content += part
+                if len(content) > BODY_SIZE_MAX_BYTES:
+                    raise Wrong(413, f"the body is over {BODY_SIZE_MAX_BYTES >> 20} MiB")
+    except TimeoutError:
+        raise Wrong(408, f"the body did not come within {BODY_MAX_S} s") from None
+    try:
+        body = json.loads(bytes(content))
+    except (ValueError, RecursionError):
+        raise Wrong(400, "the body is no JSON") from None
+    if not isinstance(body, dict):
+        raise Wrong(400, "the body is no JSON object")
+    return body
+
+
+@dataclass(slots=True)
+class Fields:
+    """The fields of a body, read one by one; ``ignored`` are those that changed nothing."""
+
+    body: Mapping[str, Any]
+    ignored: list[str] = field(default_factory=list)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a text; without a default it must be there."""
+        value = self.body.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            raise Wrong(400, f"{name} must be a text", param=name)
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Return a truth value."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise Wrong(400, f"{name} must be true or false", param=name)
+        return value
+
+    def number(self, name: str, default: float, *, most: float = TEMPERATURE_MAX) -> float:
+        """Return a number from 0 to ``most``."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise Wrong(400, f"{name} must be a number from 0 to {most:g}", param=name)
+        return float(value)
+
+    def count(self, *names: str) -> int:
+        """Return how many tokens an answer may have, by the first of ``names`` that is given."""
+        for name in names:
+            value = self.body.get(name)
+            if value is None or value == -1:  # Ollama's word for "as many as it takes".
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise Wrong(400, f"{name} must be a whole number from 1", param=name)
+            return min(value, OUTPUT_TOKENS_MAX)
+        return ANSWER_TOKENS_DEFAULT
+
+    def seed(self) -> int | None:
+        """Return the seed; one that no engine takes is folded into those that it does."""
+        value = self.body.get("seed")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Wrong(400, "seed must be a whole number", param="seed")
+        return value % (SEED_MAX + 1)
+
+    def stops(self, name: str) -> tuple[str, ...]:
+        """Return the texts that end an answer."""
+        value = self.body.get(name)
+        if value is None:
+            return ()
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise Wrong(400, f"{name} must be a text or a list of them", param=name)
+        return tuple(text for text in texts if text)
+
+    def refuse(self, why: str, *names: str, harmless: tuple[Any, ...] = ()) -> None:
+        """Refuse the request if one of these fields asks for something."""
+        for name in names:
+            value = self.body.get(name)
+            if value not in (None, False, "", [], {}, *harmless):
+                raise Wrong(400, f"{name}: {why}", param=name)
+
+    def hint(self, *names: str, neutral: tuple[Any, ...] = ()) -> None:
+        """Note the fields that were given and change nothing here."""
+        for name in names:
+            if self.body.get(name) not in (None, *neutral):
+                self.ignored.append(name)
+
+
+def messages_of(value: Any, *, roles: Mapping[str, Role]) -> list[Message]:
+    """Return a conversation out of a body.
+
+    :raises Wrong: if it is none, or holds more than text
+    """
+    if not isinstance(value, list) or not value:
+        raise Wrong(400, "messages must be a list with one message at least", param="messages")
+    found: list[Message] = []
+    for at, entry in enumerate(value):
+        where = f"messages[{at}]"
+        if not isinstance(entry, dict):
+            raise Wrong(400, f"{where} must be an object", param=where)
+        role = roles.get(entry.get("role", ""))
+        if role is None:
+            takes = ", ".join(roles)
+            raise Wrong(400, f"{where}: the role must be one of {takes}", param=where)
+        if entry.get("images"):
+            raise Wrong(400, f"{where}: no model here takes images", param=where)
+        if entry.get("tool_calls"):
+            raise Wrong(400, f"{where}: no model here calls tools", param=where)
+        found.append(Message(role, text_of(entry.get("content"), where=where)))
+    return found
+
+
+def text_of(content: Any, *, where: str) -> str:
+    """Return the text of a message whose content is a text or a list of parts."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Wrong(400, f"{where}: the content must be a text or a list of parts", param=where)
+    texts: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = "images" if kind in ("image", "image_url", "input_image") else f"{kind!r} parts"
+            raise Wrong(400, f"{where}: no model here takes {what}, only text", param=where)
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer that has begun, and what is known of where it comes from."""
+
+    first: Chunk
+    rest: AsyncGenerator[Chunk, None]
+    ignored: list[str]
+    begun_ns: int
+    last: Chunk | None = None
+    _latest: Chunk | None = None
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """Yield all chunks, the first one too."""
+        async with aclosing(self.rest):
+            self._latest = self.first
+            yield self.first
+            async for chunk in self.rest:
+                self._latest = chunk
+                yield chunk
+                if chunk.done:
+                    self.last = chunk
+
+    @property
+    def usage(self) -> Usage:
+        """What it took; nothing while it is not over."""
+        latest = self._latest or self.first
+        return latest.usage or Usage(input_tokens=0, output_tokens=0)
+
+    @property
+    def elapsed_ns(self) -> int:
+        """How long it has taken, from the request on."""
+        return time.monotonic_ns() - self.begun_ns
+
+    def origin(self) -> dict[str, Any]:
+        """Return where it was made, by whom and for how much, as far as that is known."""
+        latest = self._latest or self.first
+        if not isinstance(latest, BoughtChunk) or not latest.bought:
+            return {"made": "local"}
+        deal = latest.bought[-1]
+        found: dict[str, Any] = {
+            "made": "bought",
+            "seller": deal.seller,
+            "deal": deal.deal,
+            "price": deal.price,
+        }
+        if deal.paid_units is not None:
+            found["paid"] = deal.paid
+        if len(latest.bought) > 1:
+            found["sellers_before"] = [earlier.seller for earlier in latest.bought[:-1]]
+        return found
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that say the same."""
+        origin = self.origin()
+        found = {
+            f"x-coase-{name}": str(value)
+            for name, value in origin.items()
+            if name != "sellers_before"
+        }
+        if self.ignored:
+            found["x-coase-ignored"] = ", ".join(self.ignored)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that is over."""
+
+    text: str
+    reason: str
+    usage: Usage
+    logprobs: tuple[Logprob, ...]
+
+
+async def begin(
+    request: Request, router: RouterCompute, prompt: Prompt, ignored: list[str]
+) -> Answer:
+    """Return the answer once its first chunk is there.
+
+    :raises Wrong: if there is none
+    """
+    begun_ns = time.monotonic_ns()
+    stream = router.stream(prompt)
+    first = await unless_gone(request, lambda: anext(stream))
+    return Answer(first, stream, ignored, begun_ns)
+
+
+async def whole(request: Request, answer: Answer) -> Whole:
+    """Return all of an answer.
+
+    :raises Wrong: if it breaks off
+    """
+
+    async def read() -> Whole:
+        texts: list[str] = []
+        logprobs: list[Logprob] = []
+        reason = "stop"
+        async for chunk in answer.chunks():
+            texts.append(chunk.text)
+            logprobs.extend(chunk.logprobs)
+            reason = chunk.done_reason or reason
+        return Whole("".join(texts), reason, answer.usage, tuple(logprobs))
+
+    return await unless_gone(request, read)
+
+
+async def unless_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """Return what ``work`` gives; end it when the client has gone.
+
+    :raises Wrong: if it fails, or the client went
+    """
+    done: list[T] = []
+    failure: CoaseError | None = None
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        try:
+            done.append(await work())
+        except CoaseError as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise wrong(failure) from failure
+    if not done:
+        raise Wrong(499, "the client went away")
+    return done[0]
+
+
+def new_id(prefix: str) -> str:
+    """Return an id for an answer."""
+    return prefix + secrets.token_hex(12)
