@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -67,44 +68,70 @@ def gateway(
     if not local and not max_price:
         raise_user("with --no-local all is bought: give --max-price and --budget")
 
+    makes = (engine, url) if local else None
+    buys = _Buying(max_price, budget, stall, state) if max_price else None
+
     async def work() -> None:
-        import anyio
-
-        from .agent_command import watch_links
-
-        try:
-            from coase.tools.gateway.server import application, serving
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"{error.name} is missing: install coase with its extra, as in pip install -e '.[gateway]'"
-            ) from None
-        from coase.agents.compute.router import RouterCompute
-
         doors = _doors(host, allow_host or [], allow_origin or [], key_file)
-        async with AsyncExitStack() as stack:
-            own = await _local(engine, url, wanted=not max_price) if local else None
-            if own is not None:
-                stack.push_async_callback(own.close)
-            market = await _market(stack, max_price, budget, stall, state) if max_price else None
-            router = RouterCompute(local=own, market=market)
-            at = await stack.enter_async_context(
-                serving(application(router, doors), host=host, port=port)
-            )
-            signals = stack.enter_context(
-                anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            )
-            await _announce(router, at, as_json=json_)
-            async with anyio.create_task_group() as group:
-                if market is not None and market.agent.node is not None:
-                    group.start_soon(watch_links, market.agent.node)
-                await anext(signals)
-                group.cancel_scope.cancel()
+        await _serve(makes, buys, doors, host, port, as_json=json_)
 
     perform(work)
 
 
+@dataclass(frozen=True, slots=True)
+class _Buying:
+    """Within what it buys."""
+
+    max_price: str
+    budget: str
+    stall: int
+    state: Path | None
+
+
+async def _serve(
+    makes: tuple[str, str] | None,
+    buys: _Buying | None,
+    doors: Doors,
+    host: str,
+    port: int,
+    *,
+    as_json: bool,
+) -> None:
+    import anyio
+
+    from coase.agents.compute.router import RouterCompute
+    from coase.tools.gateway.server import application, serving
+
+    from .agent_command import watch_links
+
+    async with AsyncExitStack() as stack:
+        own = await _local(*makes, wanted=buys is None) if makes is not None else None
+        if own is not None:
+            stack.push_async_callback(own.close)
+        market = await _market(stack, buys) if buys is not None else None
+        router = RouterCompute(local=own, market=market)
+        at = await stack.enter_async_context(
+            serving(application(router, doors), host=host, port=port)
+        )
+        signals = stack.enter_context(
+            anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        )
+        await _announce(router, at, as_json=as_json)
+        async with anyio.create_task_group() as group:
+            if market is not None and market.agent.node is not None:
+                group.start_soon(watch_links, market.agent.node)
+            await anext(signals)
+            group.cancel_scope.cancel()
+
+
 def _doors(host: str, hosts: list[str], origins: list[str], key_file: Path | None) -> Doors:
-    from coase.tools.gateway.server import LOOPBACK, Doors, read_keys
+    try:
+        from coase.tools.gateway.server import LOOPBACK, Doors, read_keys
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{error.name} is missing: install coase with its extra, as in"
+            " pip install -e '.[gateway]'"
+        ) from None
 
     keys: tuple[str, ...] = ()
     if key_file is not None:
@@ -143,9 +170,7 @@ async def _local(engine: str, url: str, *, wanted: bool) -> Compute | None:
         return None
 
 
-async def _market(
-    stack: AsyncExitStack, max_price: str, budget: str, stall: int, state: Path | None
-) -> MarketCompute:
+async def _market(stack: AsyncExitStack, buys: _Buying) -> MarketCompute:
     """Join the market with an agent that buys within the limits."""
     from coase.agents.agent import Agent
     from coase.agents.compute.market import MarketCompute
@@ -156,13 +181,13 @@ async def _market(
     from .purchases import fund
 
     network = load_network()
-    if network.asset.money(max_price).units == 0:
+    if network.asset.money(buys.max_price).units == 0:
         raise ConfigurationError("--max-price is 0: name the most that an answer is worth to you")
-    place = place_for(network, NAME, state)
+    place = place_for(network, NAME, buys.state)
     node = await stack.enter_async_context(open_node(network=network, state=place))
-    agent = await node.add(Agent(NAME, budget=budget))
+    agent = await node.add(Agent(NAME, budget=buys.budget))
     await fund(node, agent)
-    return MarketCompute(agent, max_price=max_price, stall_max_s=stall)
+    return MarketCompute(agent, max_price=buys.max_price, stall_max_s=buys.stall)
 
 
 async def _announce(router: Compute, at: str, *, as_json: bool) -> None:
