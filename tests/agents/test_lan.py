@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,36 @@ async def test_two_machines_with_one_code_are_joined_and_tell_of_each_other(worl
         assert view["met"][0]["node"] == TWO
         assert [row["joined"] for row in view["heard"]] == [True]
         assert CODE.text not in str(view)
+
+
+async def test_a_firewall_that_blocks_one_direction_hinders_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walled = world.lan(ONE)
+    own = walled._advert
+    monkeypatch.setattr(walled, "_advert", lambda: replace(own(), port=9))  # None get in there.
+    async with world.on(walled) as one, world.on(world.lan(TWO)) as two:
+        await until(lambda: one.met and two.met)
+        # The way back is used: the one that may dial has dialled.
+        assert [row["joined"] for row in two.heard()] == [True]
+
+
+async def test_a_named_machine_is_joined_without_having_been_heard(world: World) -> None:
+    async with world.on(world.lan(ONE), sealed()) as one:
+        port = one.broker.route_port
+        options = LanOptions(
+            code=CODE, node=TWO, interfaces=("127.0.0.1",), peers=(f"127.0.0.1:{port}",)
+        )
+        deaf = Lan(world.place / "deaf", options, neighbours=MemoryLan().neighbours())
+        async with world.on(deaf):
+            await until(lambda: one.met and deaf.met)
+            assert deaf.peers() == {f"127.0.0.1:{port}": ""}
+        stranger = JoinCode.of(b"another sixteen.")
+        options = replace(options, code=stranger, node="3" * 16)
+        other = Lan(world.place / "other", options, neighbours=MemoryLan().neighbours())
+        async with world.on(other):
+            await until(lambda: all(other.peers().values()))
+            assert other.met == {}
 
 
 async def test_other_codes_and_open_networks_stay_apart(world: World) -> None:

@@ -35,6 +35,8 @@ def require_namespaces() -> None:
     try:
         ip("netns", "add", name)
         ip("link", "add", "try", "type", "bridge", inside=name)
+        ip("link", "add", "one", "type", "veth", "peer", "name", "two", inside=name)
+        ip("netns", "exec", name, "true")
     except subprocess.CalledProcessError as error:
         pytest.skip(
             f"network namespaces cannot be made here ({error.stderr.strip()}): run as root, in a"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +17,9 @@ from tests.tools.commands import ROOT, Home, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("lan")
+# Every command is a process that loads for some seconds where many run beside it.
+pytestmark = [pytest.mark.xdist_group("lan"), pytest.mark.timeout(400)]
 
 MACHINES_MANY = 10
 
@@ -48,6 +51,12 @@ def lan(tmp_path: Path) -> Iterator[Segment]:
 def met(home: Home) -> set[str]:
     """The ids of the machines that one is joined with."""
     return {neighbour["node"] for neighbour in home.json("lan", "status")["met"]}
+
+
+def below(pid: int) -> list[int]:
+    """A process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
 
 
 def knows_all(home: Home) -> bool:
@@ -129,6 +138,56 @@ def test_a_machine_that_gets_another_address_is_found_there(lan: Segment) -> Non
             eventually(lambda: "10.77.0.99" in str(second.json("lan", "status")["heard"]))
             eventually(lambda: met(first) and met(second))
             assert second.run("ask", "There?", "--max-price", "0.01").stdout == "There?\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_lost_laptop_is_shut_out_by_a_new_code(lan: Segment) -> None:
+    first, kept, lost = (lan.add() for _ in range(3))
+    state = ("--state", str(first.path / "state"))
+    with start(first, "up", "--lan", *state) as up:
+        net = up.ready()["lan"]["mesh"]
+        old = first.json("lan", "code")["code"]
+        with start(kept, "join", old) as one, start(lost, "join", old) as two:
+            one.ready()
+            two.ready()
+    with start(first, "up", "--lan", "--new-code", *state) as up:
+        assert up.ready()["lan"]["mesh"] != net
+        code = first.json("lan", "code")["code"]
+        assert code != old
+        assert first.json("status")["network"]["net"] == net  # So agents keep their keys.
+        with start(lost, "join") as two, start(kept, "join", code) as one:
+            one.ready()
+            two.ready()  # With the card that it kept; it is alone all the same.
+            eventually(lambda: len(met(first)) == 1)
+            eventually(lambda: "another join code" in str(lost.json("lan", "status")["heard"]))
+            assert met(lost) == set()
+            lost.run("status", code=69)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_machine_that_slept_is_back_when_it_wakes(lan: Segment) -> None:
+    first, sleeper = lan.add(), lan.add()
+    inference = str(ROOT / "examples" / "inference.py")
+    with start(first, "up", "--lan") as up:
+        up.ready()
+        code = first.json("lan", "code")["code"]
+        with (
+            start(sleeper, "join", code) as join,
+            start(first, "agent", "run", inference, "--engine", "echo") as agent,
+        ):
+            join.ready()
+            agent.ready()
+            eventually(lambda: met(first))
+            asleep = below(join.process.pid)
+            for pid in asleep:
+                os.kill(pid, signal.SIGSTOP)
+            eventually(lambda: not met(first))
+            for pid in asleep:
+                os.kill(pid, signal.SIGCONT)
+            eventually(lambda: met(first) and met(sleeper))
+            assert sleeper.run("ask", "Awake?", "--max-price", "0.01").stdout == "Awake?\n"
 
 
 @pytest.mark.slow

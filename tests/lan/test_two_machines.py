@@ -20,7 +20,8 @@ from tests.tools.commands import PATIENCE_S, ROOT, Home, Running, eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("lan")
+# Every command is a process that loads for some seconds where many run beside it.
+pytestmark = [pytest.mark.xdist_group("lan"), pytest.mark.timeout(400)]
 
 HERE = ("--interface", "127.0.0.1")
 
