@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.escrow.backends.evm.moves import order_of
+from coase.escrow.presets import preset_of
 from coase.protocol.errors import BookOutOfBalance, CoaseError
 from coase.protocol.states import State
 from coase.protocol.types import AgentId, Asset, Phase
 
-from .ledger import Account, Deal, Ledger, deals_of, ledger_of
+from .ledger import TOKEN, Account, Deal, Ledger, deals_of, ledger_of
 from .purse import Budget, Purse
 from .snapshot import WITHDRAWAL
 from .wallet import Place, imported_of, read_facts, read_places
@@ -118,6 +119,7 @@ def compare(
         bad += _withdrawals(journal, facts)
     bad += _unknown_deals(later, deals)
     _nonces(later, facts, bad, notes)
+    _unsent(ledger, later, asset.chain_id, bad, notes)
     bad += _ledger(ledger, deals, facts)
     for place in places:
         bad += _book(place, deals, asset)
@@ -259,6 +261,32 @@ def _nonces(
         )
         # A key that was made elsewhere may have been used there.
         (notes if owner in imported else bad).append(Finding("chain", what, owner))
+
+
+def _unsent(
+    ledger: Ledger, places: list[Place], chain_id: int, bad: list[Finding], notes: list[Finding]
+) -> None:
+    """What left a key outside of any deal has to be a transaction of a journal.
+
+    A signature alone can move tokens, by an allowance or an authorisation that somebody else sends.
+    """
+    known = {
+        tx.tx_hash
+        for place in places
+        for tx in (place.journal.transactions if place.journal is not None else ())
+    }
+    preset, imported = preset_of(chain_id), imported_of(places)
+    ours = (preset.channels, preset.erc3009_collector, preset.permit2_collector) if preset else ()
+    for line in ledger.postings:
+        if line.account is not Account.SENT or line.asset != TOKEN or line.tx_hash in known:
+            continue
+        if line.counterparty in ours:
+            continue  # What a channel takes it was signed for, and it gives back what is left.
+        what = (
+            f"{line.amount} units went to {line.counterparty} by a transaction that none of these"
+            f" nodes sent ({line.tx_hash})"
+        )
+        (notes if line.owner in imported else bad).append(Finding("chain", what, line.owner))
 
 
 def _withdrawals(journal: Snapshot, facts: ChainFacts) -> Iterator[Finding]:

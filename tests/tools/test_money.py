@@ -11,6 +11,7 @@ import sqlite3
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,8 +24,11 @@ from coase.agents.backends.sqlite import StateDirectory
 from coase.agents.wiring import view_settlement
 from coase.escrow.backends.evm.abi import token_abi
 from coase.escrow.backends.evm.chain import EvmChain, Request
+from coase.escrow.backends.evm.settlement import token_facts
 from coase.escrow.backends.keystore import open_keyring
 from coase.escrow.ports import MemoryTxStore
+from coase.protocol.identity import Identity, keccak256
+from coase.protocol.terms import receive_digest
 from coase.tools.cli import withdraw_command
 from tests.agents.realmarket import ARBITER, FUNDS, RealMarket, buy, real_market, scribe
 from tests.tools.commands import Home
@@ -338,35 +342,57 @@ def test_a_key_on_two_nodes_is_named(world: World) -> None:
     }
 
 
-async def _spend_elsewhere(market: RealMarket, place: Path) -> None:
+THIEF_AT = "0x" + "ee" * 20
+
+
+async def _spend_elsewhere(market: RealMarket, place: Path, *, by_signature: bool) -> None:
+    """Take five units of a key: by a transaction of its own, or with a mere signature of it."""
     identity = open_keyring(place).derive("spender")
+    thief = Identity(keccak256(b"thief"))
     await market.fund(identity.address)
+    await market.fund(thief.address, units=0)
     chain = await EvmChain.connect(market.network.rpc, store=MemoryTxStore(), poll_s=0.01)
     try:
-        data = token_abi().encode("transfer", "0x" + "ee" * 20, 5)
-        request = Request(market.network.token, data, 120_000)
-        await chain.send("theft", identity, request, token_abi())
+        token, sender = market.network.token, identity
+        data = token_abi().encode("transfer", THIEF_AT, 5)
+        if by_signature:
+            domain = (await token_facts(chain, token)).domain
+            ends, nonce = 2**40, keccak256(b"nonce")
+            digest = receive_digest(domain, identity.address, thief.address, 5, 0, ends, nonce)
+            signed, sender = identity.sign(digest), thief
+            data = token_abi().encode(
+                "receiveWithAuthorization",
+                identity.address,
+                thief.address,
+                5,
+                0,
+                ends,
+                nonce,
+                signed,
+            )
+        await chain.send("theft", sender, Request(token, data, 200_000), token_abi())
     finally:
         await chain.close()
 
 
-def test_what_a_key_spent_elsewhere_is_named(world: World) -> None:
+@pytest.mark.parametrize("by_signature", [False, True], ids=["transaction", "signature"])
+def test_what_a_key_spent_elsewhere_is_named(world: World, *, by_signature: bool) -> None:
     place = world.market.place("leaky")
     world.home.call("keys", "new", "spender", "--state", str(place))
-    world.portal.call(_spend_elsewhere, world.market, place)
+    work = partial(_spend_elsewhere, world.market, place, by_signature=by_signature)
+    world.portal.call(work)
     try:
         found = differences(world, place)
-        sent = [
-            row
-            for row in json.loads(world.home.call("export", "--json", "--state", str(place)).stdout)
-            if row["account"] == "sent"
-        ]
+        rows = world.home.json("export", "--state", str(place))
     finally:
         shutil.rmtree(place)
-    assert found == [
-        "chain: 1 transactions of this key are on the chain and not in the journal (nonces 0)"
-    ]
-    assert [(row["units"], row["counterparty"]) for row in sent] == [("5", "0x" + "ee" * 20)]
+    sent = [row for row in rows if row["account"] == "sent"]
+    assert [row["units"] for row in sent] == ["5"]
+    unknown = "chain: 1 transactions of this key are on the chain and not in the journal (nonces 0)"
+    assert (unknown in found) == (not by_signature)
+    taken = f"chain: 5 units went to {sent[0]['counterparty']} by a transaction that none of these"
+    assert [line for line in found if line.startswith(taken)]
+    assert len(found) == 2 - by_signature
 
 
 # ---- money out ---------------------------------------------------------------------------------
