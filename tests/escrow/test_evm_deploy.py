@@ -16,6 +16,7 @@ from coase.escrow.backends.evm.deploy import (
     Piece,
     created_by_proxy,
     deploy,
+    deploy_beside,
     escrow_address,
     escrow_of,
     first_block_of,
@@ -23,6 +24,8 @@ from coase.escrow.backends.evm.deploy import (
     plan,
 )
 from coase.escrow.backends.evm.rpc import RpcFailed
+from coase.escrow.backends.evm.settlement import EvmSettlement
+from coase.escrow.backends.evm.stake import EvmStakeRegistry
 from coase.escrow.ports import MemoryTxStore
 from coase.escrow.presets import DEPLOYER_PROXY, DEPLOYER_PROXY_CODE
 from coase.protocol.errors import ConfigurationError
@@ -92,6 +95,39 @@ async def test_addresses_follow_from_the_code_alone(node: DevNode, chain: EvmCha
     mine, his = [(await plan(chain, who.address))[0] for who in (MAKER, OTHER)]
     assert mine == Piece("token", made.token, there=True, gas=0)
     assert (his.address != made.token, his.there) == (True, False)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("proxy", [True, False])
+async def test_what_stands_beside_an_escrow_serves_it_and_is_made_once(proxy: bool) -> None:
+    node = await new_node(place=PROXY if proxy else {})
+    chain = await client(node)
+    told = await plan(chain, MAKER.address, token=node.token, factory=node.factory, beside=True)
+    assert [(piece.what, piece.there) for piece in told[3:]] == [
+        ("vault", False),
+        ("panels", False),
+    ]
+    made = await deploy(chain, MAKER, token=node.token, factory=node.factory)
+    vault, panels = await deploy_beside(chain, MAKER, made)
+    assert await deploy_beside(chain, MAKER, made) == (vault, panels)
+    assert nonce_of(node, MAKER) == 2
+    used = [done.gas_used for block in node.engine.blocks[-2:] for done in block.transactions]
+    for piece, gas in zip(told[3:], used, strict=True):
+        assert gas <= piece.gas <= gas * 1.4, piece.what
+    if proxy:
+        assert [piece.address for piece in told[3:]] == [vault, panels]
+        found = await plan(
+            chain, OTHER.address, token=node.token, factory=node.factory, beside=True
+        )
+        assert {piece.there for piece in found} == {True}
+    settlement = await EvmSettlement.connect(
+        node.url, escrow=made.escrow, store=MemoryTxStore(), poll_s=0.002
+    )
+    stakes = await EvmStakeRegistry.connect(settlement, vault=vault)
+    assert stakes.asset == settlement.asset
+    await settlement.close()
+    await chain.close()
+    await node.close()
 
 
 @pytest.mark.anyio

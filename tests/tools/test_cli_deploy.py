@@ -115,6 +115,12 @@ def test_planned_made_found_again_and_written_for_others(home: Home, chain: Chai
     # The same file for another network would send its readers elsewhere.
     other = home.call(*deploying, "--token", chain.facts["token"], "--network", str(file), code=2)
     assert "describes another network" in other.stderr
+    # Later beside the same escrow: the file learns of it, and keeps what it knew.
+    staked = home.json(*deploying, "--stakes", "--network", str(file))
+    assert load_network(file).vault == staked["vault"] != ""
+    assert load_network(file).arbiters == network.arbiters
+    home.json(*deploying, "--network", str(file))
+    assert load_network(file).panels == staked["panels"] != ""
     theirs = home.json(*deploying, "--token", chain.facts["token"])
     assert theirs["factory"] == FACTORY
     assert theirs["escrow"] == escrow_address(FACTORY, chain.facts["token"])

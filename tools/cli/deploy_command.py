@@ -33,6 +33,7 @@ class Wish:
     preset: str
     token: str
     new_token: bool
+    stakes: bool
     network: Path | None
     state: Path | None
     net: str
@@ -54,6 +55,9 @@ def deploy(
     ] = "",
     new_token: Annotated[
         bool, typer.Option("--new-token", help="Make a token, all yours: on test chains only.")
+    ] = False,
+    stakes: Annotated[
+        bool, typer.Option("--stakes", help="Also the vault of stakes and the factory of panels.")
     ] = False,
     network: Annotated[
         Path | None, typer.Option(help="Write what others need to this file (mode 0600).")
@@ -83,6 +87,7 @@ def deploy(
         preset=preset,
         token=token.lower(),
         new_token=new_token,
+        stakes=stakes,
         network=network,
         state=state,
         net=net,
@@ -112,7 +117,7 @@ async def _deploy(wish: Wish) -> dict[str, Any]:
             await _require_money(chain, token, known)
         home = wish.state or state_home() / "deploy" / str(chain.chain_id)
         if wish.dry_run:
-            return await _plan(chain, home, token, kind)
+            return await _plan(chain, home, token, kind, wish.stakes)
         file = _earlier(wish)  # Before anything is paid for: may the file be written at all?
         directory = StateDirectory(home)
         try:
@@ -241,14 +246,16 @@ def _earlier(wish: Wish) -> Network | None:
     return load_network(wish.network)
 
 
-async def _plan(chain: EvmChain, home: Path, token: str, kind: ChainKind) -> dict[str, Any]:
+async def _plan(
+    chain: EvmChain, home: Path, token: str, kind: ChainKind, stakes: bool
+) -> dict[str, Any]:
     """Return what is there and what the rest costs; nothing is written anywhere."""
     from coase.escrow.backends.evm.deploy import plan
     from coase.protocol.types import ZERO_ADDRESS
 
     owner = _known_address(home)
-    pieces = await plan(chain, owner or ZERO_ADDRESS, token=token)
-    if not owner and not token:  # Both follow from the owner of the new token.
+    pieces = await plan(chain, owner or ZERO_ADDRESS, token=token, beside=stakes)
+    if not owner and not token:  # All others follow from the owner of the new token.
         pieces = tuple(
             piece if piece.what == "factory" else replace(piece, address="") for piece in pieces
         )
@@ -313,7 +320,7 @@ async def _perform(
     from coase.escrow.backends.evm import deploy as deploying
     from coase.escrow.backends.evm.settlement import token_facts
 
-    pieces = await deploying.plan(chain, key.address, token=token)
+    pieces = await deploying.plan(chain, key.address, token=token, beside=wish.stakes)
     _refuse_other(wish, file, chain.chain_id, pieces)
     await _require_coin(chain, key.address, pieces, kind)
     before_wei = await chain.coin(key.address)
@@ -321,10 +328,14 @@ async def _perform(
         if not piece.there:
             say(f"putting the {piece.what} on chain {chain.chain_id} …")
     made = await deploying.deploy(chain, key, token=token)
+    vault, panels = "", ""
+    if wish.stakes:
+        vault, panels = await deploying.deploy_beside(chain, key, made)
     facts = await token_facts(chain, made.token)
     written = ""
     if wish.network is not None:
-        written = str(_write(wish, wish.network, file, made, known, facts.asset))
+        beside = {"vault": vault, "panels": panels}
+        written = str(_write(wish, wish.network, file, made, known, facts.asset, beside))
     return {
         "chain_id": made.chain_id,
         "kind": kind.value,
@@ -334,6 +345,8 @@ async def _perform(
         "decimals": facts.asset.decimals,
         "factory": made.factory,
         "escrow": made.escrow,
+        "vault": vault,
+        "panels": panels,
         "from_block": made.block,
         "pieces": [_row(piece) for piece in pieces],
         "paid_wei": str(before_wei - await chain.coin(key.address)),
@@ -349,7 +362,7 @@ def _refuse_other(
     """Return if the network file is not another network's."""
     if file is None:
         return
-    escrow = pieces[-1].address
+    escrow = next(piece.address for piece in pieces if piece.what == "escrow")
     if file.chain_id != chain_id or (escrow and file.escrow != escrow):
         raise ConfigurationError(
             f"{wish.network} describes another network (escrow {file.escrow} on chain"
@@ -407,6 +420,7 @@ def _write(
     made: Deployment,
     known: Preset | None,
     asset: Any,
+    beside: dict[str, Any],
 ) -> Path:
     """Write the network file; what an earlier one says of broker and arbiters stays."""
     from coase.agents.config import NatsAddress, Network, save_network
@@ -418,6 +432,7 @@ def _write(
     }
     if file is not None:
         fields = {"net": file.net, "nats": file.nats, "arbiters": wish.arbiters or file.arbiters}
+        beside = {name: beside[name] or getattr(file, name) for name in beside}
     if known is not None:
         fields["confirmations"] = known.confirmations
     network = Network(
@@ -429,6 +444,7 @@ def _write(
         factory=made.factory,
         escrow=made.escrow,
         from_block=made.block,
+        **beside,
         **fields,
     )
     return save_network(network, path)

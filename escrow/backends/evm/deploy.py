@@ -30,8 +30,22 @@ if TYPE_CHECKING:
 DEPLOY_GAS: Final = 12_000_000  # The factory takes 4.6 million, as it carries the escrow's code.
 # What each took on the embedded chain: for a plan, where the endpoint cannot estimate a step
 # because an earlier one is still to be made.
-GAS_MEASURED: Final = {"token": 2_200_000, "factory": 5_000_000, "escrow": 4_400_000}
-CONTRACTS: Final = {"token": "CoaseToken", "factory": "EscrowFactory", "escrow": "JobEscrow"}
+GAS_MEASURED: Final = {
+    "token": 2_200_000,
+    "factory": 5_000_000,
+    "escrow": 4_400_000,
+    "vault": 1_500_000,
+    "panels": 1_300_000,
+}
+CONTRACTS: Final = {
+    "token": "CoaseToken",
+    "factory": "EscrowFactory",
+    "escrow": "JobEscrow",
+    "vault": "StakeVault",
+    "panels": "PanelFactory",
+}
+BESIDE: Final = ("vault", "panels")
+"""What may stand beside an escrow: the vault of sellers' stakes, the factory of panels."""
 SALT: Final = bytes(32)
 TRANSFER_GAS: Final = 120_000
 COIN_GAS: Final = 21_000
@@ -55,7 +69,7 @@ class Piece:
     """One contract of a deployment: where it is or will be, and what it takes to put it there."""
 
     what: str
-    """token, factory or escrow."""
+    """token, factory, escrow, vault or panels."""
     address: str
     """Empty if it will follow from the deployer's nonce."""
     there: bool
@@ -64,12 +78,31 @@ class Piece:
 
 
 async def plan(
-    chain: EvmChain, owner: str, *, token: str = "", factory: str = ""
+    chain: EvmChain, owner: str, *, token: str = "", factory: str = "", beside: bool = False
 ) -> tuple[Piece, ...]:
     """Return what ``deploy`` would do for ``owner``, in order, without doing it.
 
+    With ``beside`` also what ``deploy_beside`` would do then.
+
     :raises ConfigurationError: if at one of the addresses is something else
     """
+    pieces = await _plan(chain, owner, token=token, factory=factory)
+    if not beside:
+        return pieces
+    proxy, (coin, maker, _) = await has_proxy(chain), (piece.address for piece in pieces)
+    more: list[Piece] = []
+    for what in BESIDE:
+        address, there = "", False
+        if proxy and coin and maker:
+            address = created_by_proxy(_beside_code(what, maker, coin))
+            there = bool(await chain.code(address))
+        if there:
+            await _require(chain, address, CONTRACTS[what])
+        more.append(Piece(what, address, there=there, gas=0 if there else GAS_MEASURED[what]))
+    return (*pieces, *more)
+
+
+async def _plan(chain: EvmChain, owner: str, *, token: str, factory: str) -> tuple[Piece, ...]:
     proxy = await has_proxy(chain)
     pieces = [
         await _piece(chain, what, given, owner, proxy=proxy)
@@ -154,6 +187,26 @@ async def deploy(
     return Deployment(chain.chain_id, token, factory, escrow, start)
 
 
+async def deploy_beside(
+    chain: EvmChain, identity: Identity, made: Deployment, *, name: str = "deploy"
+) -> tuple[str, str]:
+    """Put the vault of stakes and the factory of panels there, and return their addresses.
+
+    :raises CallReverted: if the chain refuses the code
+    """
+    where = []
+    for what in BESIDE:
+        code = _beside_code(what, made.factory, made.token)
+        effect = f"{what}/{made.token}"
+        where.append(await _put(chain, identity, f"{name}/{effect}", code, what))
+    return where[0], where[1]
+
+
+def _beside_code(what: str, factory: str, token: str) -> bytes:
+    values = [factory, token] if what == "vault" else [factory]
+    return artifact(CONTRACTS[what]).bytecode + abi_encode(["address"] * len(values), values)
+
+
 async def has_proxy(chain: EvmChain) -> bool:
     """Return whether the deterministic deployer proxy is on the chain, byte for byte."""
     return await chain.code(DEPLOYER_PROXY) == DEPLOYER_PROXY_CODE
@@ -204,17 +257,19 @@ def _code_of(what: str, owner: str) -> bytes:
 
 
 async def _create(chain: EvmChain, identity: Identity, what: str, name: str) -> str:
+    return await _put(chain, identity, f"{name}/{what}", _code_of(what, identity.address), what)
+
+
+async def _put(chain: EvmChain, identity: Identity, effect_id: str, code: bytes, what: str) -> str:
     """Put a contract there, unless it is, and return its address."""
-    code = _code_of(what, identity.address)
     abi = token_abi() if what == "token" else factory_abi()
     if not await has_proxy(chain):
-        request = Request("", code, DEPLOY_GAS)
-        receipt = await chain.send(f"{name}/{what}", identity, request, abi)
+        receipt = await chain.send(effect_id, identity, Request("", code, DEPLOY_GAS), abi)
         address = receipt.created
     else:
         address = created_by_proxy(code)
         if not await chain.code(address):
-            await _by_proxy(chain, identity, f"{name}/{what}", code, abi, address)
+            await _by_proxy(chain, identity, effect_id, code, abi, address)
     await _require(chain, address, CONTRACTS[what])
     return address
 
