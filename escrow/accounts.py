@@ -242,6 +242,8 @@ class Stream:
 def _booked(
     streams: Mapping[str, Stream], deal_id: str, *, work_units: int = 0, paid_units: int = 0
 ) -> dict[str, Stream]:
+    if not work_units and not paid_units:
+        return dict(streams)  # A stranger's name alone makes no stream.
     old = streams.get(deal_id, Stream())
     new = Stream(old.work_units + work_units, old.paid_units + paid_units)
     return {**streams, deal_id: new}

@@ -355,6 +355,8 @@ def test_nobody_gets_a_chunk_for_nothing_in_stream_after_stream() -> None:
     seller = taken(seller, 35, pays=10, deal="d")
     assert (seller.arrears_units, seller.exposed_units) == (10, 10)
     seller, _ = seller.send(deal_id="d", units=10, now_s=NOW_S)
+    seller = taken(seller, 45, pays=0, deal="for the arrears alone")
+    assert (seller.arrears_units, list(seller.streams)) == (0, ["d"])
 
 
 def test_terms_for_a_channel_wait_for_nobody() -> None:
