@@ -12,6 +12,7 @@ import pytest
 
 from coase.agents import Agent
 from coase.agents.casefile import case_file, messages_of, on_chain, read_deal, waiting_for
+from coase.agents.node import Node
 from coase.agents.objection import (
     Objector,
     object_to,
@@ -23,11 +24,11 @@ from coase.agents.wiring import view_settlement
 from coase.protocol.errors import ConfigurationError, DealFailed
 from coase.protocol.session import evidence_hash
 from coase.protocol.states import Role, State
-from coase.protocol.types import ZERO_ADDRESS
+from coase.protocol.types import ZERO_ADDRESS, How
 from coase.tools.cli import dispute_command
 from coase.tools.cli.app import out
 from coase.tools.cli.journals import deals_in
-from tests.agents.realmarket import ARBITER, RealMarket, buy, real_market, scribe
+from tests.agents.realmarket import ARBITER, LONG, RealMarket, buy, real_market, scribe
 
 if TYPE_CHECKING:
     from coase.protocol.session import Thread
@@ -162,6 +163,46 @@ async def the_command_shows_it(thread: Thread) -> None:
         assert words in shown
     with pytest.raises(ConfigurationError, match=r"is over \(settled\)"):
         await dispute_command._act(Path(row["journal"]), row["agent"], row["deal"], "x", "", 1)
+
+
+@pytest.mark.anyio
+async def test_an_arbiter_that_was_away_rules_by_what_was_shown_to_its_earlier_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with real_market(tmp_path) as market:
+        deal = await delivered(market)
+        async with market.node() as node:
+            objector = Objector("reader", deal=deal, why=WHY)
+            await market.join(node, objector)
+            await object_to(objector, deal, wait_s=WAIT_S)
+            with anyio.fail_after(WAIT_S):  # The buyer shows what it got, and is heard.
+                while not node.journal.open_records(ARBITER.address):  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+
+        async def nobody(*_: object) -> None:
+            """The arbiter is not there when the seller answers, and hears nothing of it."""
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Node, "add_arbiter", nobody)
+            async with market.node() as node:
+                writer = scribe("writer")
+                await market.join(node, writer)
+                await until(writer, deal, (State.ANSWERED,), wait_s=WAIT_S)
+
+        # Now it is back, and nobody else: it waits for the other side in vain, and rules.
+        thread, _ = side(market, deal, "buyer")
+        assert market.dev.manual is not None
+        async with market.node() as node:
+            market.dev.manual.time_s = market.dev.engine.head.time_s + LONG.rule_s // 2
+            market.dev.engine.seal()
+            with anyio.fail_after(WAIT_S):
+                while True:
+                    view = (await node.settlement.jobs([thread.job_id]))[thread.job_id]
+                    if view.how is not How.OPEN:
+                        break
+                    await anyio.sleep(0.05)
+        assert view.how is How.RULED
+        assert view.to_seller_units == thread.agreed_terms.price_units
 
 
 @pytest.mark.anyio
