@@ -146,22 +146,26 @@ class Budgets:
     def tell(self) -> None:
         """Write down what the programs declare, for whoever looks from outside.
 
+        Agents that ran here before stay in the list: they have keys and money still.
+
         :raises ConfigurationError: if the disk refuses
         """
         if self.directory is None:
             return
+        path = self.directory / DECLARED_FILE
+        try:
+            before = _load(path) or {}
+        except ConfigurationError:
+            before = {}  # It is only for looking at, and written anew.
+        known = before.get("agents")
         rows = {
             name: {"under": told.under, "budget": _limits_of(told.budget)}
             for name, told in self._declared.items()
         }
-        text = json.dumps({SWARM: _limits_of(self._swarm), "agents": rows}, indent=1) + "\n"
-        path = self.directory / DECLARED_FILE
-        try:
-            same = path.read_text() == text
-        except OSError:
-            same = False
-        if not same:
-            write_private(path, text)
+        rows = (known if isinstance(known, dict) else {}) | rows
+        told_now = {SWARM: _limits_of(self._swarm), "agents": rows}
+        if told_now != before:
+            write_private(path, json.dumps(told_now, indent=1) + "\n")
 
 
 def _limits_of(budget: Budget) -> dict[str, str | None]:

@@ -185,6 +185,14 @@ def test_the_owners_word_goes_over_the_programs_and_back(tmp_path: Path) -> None
     purse = budgets.open("a", Budget(total="1", per_day="0.5"))
     budgets.tell()
     assert read_declared(tmp_path)[1][0].budget == Budget(total="1", per_day="0.5")
+    written = (tmp_path / "declared.json").stat()
+    again = Budgets(ASSET, swarm="5", directory=tmp_path)
+    again.open("a", Budget(total="1", per_day="0.5"))
+    again.tell()
+    assert (tmp_path / "declared.json").stat().st_ino == written.st_ino, "nothing new to say"
+    again.open("b", Budget(), under="a")
+    again.tell()
+    assert [told.under for told in read_declared(tmp_path)[1]] == ["", "a"]
     purse.reserve("one", 400_000, ANN, now_ms=0)
     purse.spend("one", 400_000, now_ms=0)
     write_overrides(tmp_path, Overrides({"total": None}, {"a": {"per_day": None, "total": "0.3"}}))

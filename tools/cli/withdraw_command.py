@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from coase.agents.withdrawal import Order, Outcome
 
 ALL: Final = "all"
-TAKEN_MAX_S: Final = 15.0  # A node that runs looks three times a second.
+TAKEN_MAX_S: Final = 30.0  # A node that runs looks three times a second, if it is not hindered.
 PAID_MAX_S: Final = 150.0  # Longer than its chain client waits for a block.
 POLL_S: Final = 0.1
 
