@@ -36,8 +36,8 @@ Peers = Annotated[
     typer.Option(help="HOST:PORT of a machine to join where mDNS does not reach, again for more."),
 ]
 OPEN_WARNING = (
-    "open to everybody: whoever reaches this machine reads every request, takes part, and may"
-    " answer in the chain's place; use it on a network where you know every machine"
+    "open to everybody: whoever reaches this machine reads every request, takes part, and can give"
+    " newcomers another chain; use it on a network where you know every machine"
 )
 
 
