@@ -90,6 +90,10 @@ class Memory:
         """Return the ids of the deals that both have signed and that are not over."""
         return list(self._bound)
 
+    def was_shown(self, deal: str) -> bool:
+        """Return whether the arbiter of an open deal has taken our evidence."""
+        return self._outbox.was_shown(deal)
+
     def close_if_over(self, deal: str, step: Step, *, now_ms: int) -> None:
         """Take a thread that is over out of memory, and write its summary."""
         thread = self.threads.get(deal)

@@ -45,6 +45,7 @@ class Outbox:
         self._encode = encode
         self._out: dict[str, Outgoing] = {}
         self._carriers: dict[str, str] = {}
+        self._shown: set[str] = set()
 
     def __len__(self) -> int:
         """How many messages wait for an answer."""
@@ -106,9 +107,15 @@ class Outbox:
             return None
         if answered_id == out.message.id:
             self.drop(out)
+            if out.message.kind == "evidence":
+                self._shown.add(out.message.deal)
         else:
             out.unanswered = out.unanswered - {answered_id}
         return out
+
+    def was_shown(self, deal: str) -> bool:
+        """Return whether our evidence of an open deal was answered for by its arbiter."""
+        return deal in self._shown
 
     def drop(self, out: Outgoing) -> None:
         """Forget a message."""
@@ -121,6 +128,7 @@ class Outbox:
 
         The seller may still want that one, to close earlier than the windows do.
         """
+        self._shown.discard(deal)
         for out in [o for o in self._out.values() if o.message.deal == deal]:
             if out.message.kind != "settle":
                 self.drop(out)

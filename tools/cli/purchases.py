@@ -6,7 +6,8 @@ command takes that place, says so, and brings the deal to its end.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +24,14 @@ from coase.agents.wiring import ensure_funds
 from coase.protocol.errors import (
     BudgetExhausted,
     ChainUnavailable,
+    CoaseError,
     ConfigurationError,
     DealFailed,
 )
 from coase.protocol.messages import canonical_json
-from coase.protocol.session import Thread
-from coase.protocol.states import SILENCE, State
-from coase.protocol.types import units_to_text
+from coase.protocol.session import Thread, limit_s
+from coase.protocol.states import SILENCE, Role, State
+from coase.protocol.types import ZERO_ADDRESS, units_to_text
 
 from .app import say
 from .journals import SLOTS_MAX, free_slot, short_name, unfinished_slots
@@ -37,7 +39,7 @@ from .journals import SLOTS_MAX, free_slot, short_name, unfinished_slots
 NAME: Final = "shopper"
 TRIES: Final = 3
 REST_MAX_S: Final = 10.0  # A settlement takes one or two blocks of a second.
-DISPUTE_MAX_S: Final = 60.0  # Until a seller that we refused has handed in, and we objected.
+QUIET_MAX_S: Final = 60.0  # A look at the market does not stay for the end of an old quarrel.
 POLL_S: Final = 0.1
 BOND_MAX_PERMILLE: Final = 500  # Of the price; agents.fairness refuses a higher one.
 
@@ -62,9 +64,9 @@ async def shopper(
             return
         try:
             yield node, agent
-            await _rest(agent)
-        except DealFailed:
-            await _rest(agent)  # It may owe us a refund, or we an objection.
+            await _rest(node, agent, quiet=quiet)
+        except CoaseError:
+            await _rest(node, agent, quiet=quiet)  # It may owe us a refund, or we an objection.
             raise
         finally:
             _say_open(node, agent)
@@ -136,6 +138,8 @@ async def buy_once(
             return await agent.buy(
                 capability, task, schemas=schemas, max_price=affordable, blocked=blocked, **wish
             )
+        except BudgetExhausted as error:
+            raise failure or error from None  # What failed before may still hold the money.
         except DealFailed as error:
             if not error.deal_id:
                 raise failure or error from None
@@ -249,25 +253,67 @@ def _describe(node: Node, thread: Thread) -> str:
     )
 
 
-async def _rest(agent: Agent) -> None:
-    """Stay while our deals still move."""
-    with anyio.move_on_after(REST_MAX_S):
-        await _until(lambda: not _bound(agent))
-    refused = (State.LOCKED, State.DELIVERED)
-    with anyio.move_on_after(DISPUTE_MAX_S):
-        await _until(
-            lambda: (
-                not any(
-                    thread.verdict not in ("", "good") and thread.state in refused
-                    for thread in _bound(agent)
-                )
+async def _rest(node: Node, agent: Agent, *, quiet: bool = False) -> None:
+    """Stay while our deals still move, and as long as one can be lost by our absence.
+
+    ``quiet`` is for a command that only looks: it stays no longer than a minute, and not at all
+    for a seller that is still at work.
+    """
+    told: set[tuple[str, State]] = set()
+    clock = anyio.current_time
+    until_s = clock() + REST_MAX_S
+    with anyio.move_on_after(QUIET_MAX_S if quiet else math.inf):
+        while bound := _bound(agent):
+            risky = [thread for thread in bound if _at_risk(agent, thread)]
+            risky = [thread for thread in risky if thread.verdict or not quiet]
+            for thread in risky:
+                if (thread.deal, thread.state) not in told:
+                    told.add((thread.deal, thread.state))
+                    say(_why_we_stay(node, thread), style="yellow")
+            if risky:
+                until_s = clock() + REST_MAX_S
+            elif clock() >= until_s:
+                return
+            await anyio.sleep(POLL_S)
+
+
+def _at_risk(agent: Agent, thread: Thread) -> bool:
+    """Return whether the price can be lost by nobody being here to speak for the buyer."""
+    if thread.side is not Role.BUYER or thread.verdict == "good":
+        return False
+    if thread.agreed_terms.arbiter == ZERO_ADDRESS:
+        return False  # There is nobody to speak to.
+    match thread.state:
+        case State.LOCKED | State.DELIVERED:
+            return True
+        case State.DISPUTED | State.ANSWERED:
+            return agent.seat is not None and not agent.seat.desk.was_shown(thread.deal)
+    return False
+
+
+def _why_we_stay(node: Node, thread: Thread) -> str:
+    name = f"deal {thread.deal[:8]}"
+    match thread.state:
+        case State.LOCKED:
+            why = (
+                f"until then the seller of {name} may hand in its work, good or bad, and is paid"
+                " for it unless we dispute that; after it the price comes back"
             )
-        )
+        case State.DELIVERED:
+            why = f"until then what was handed in for {name} must be disputed, or is paid for"
+        case _:
+            why = f"the arbiter of {name} has not taken our evidence yet, and rules without it"
+    price = units_to_text(thread.agreed_terms.price_units, node.settlement.asset.decimals)
+    return (
+        f"staying until {_clock(limit_s(thread))} at the latest: {why}. Ctrl-C now can lose the"
+        f" {price} {node.settlement.asset.symbol}; the next coase command, such as coase status,"
+        " goes on with it"
+    )
 
 
-async def _until(so: Callable[[], bool]) -> None:
-    while not so():  # noqa: ASYNC110 - a desk has no event for all that may be waited for.
-        await anyio.sleep(POLL_S)
+def _clock(time_s: int | None) -> str:
+    moment = datetime.fromtimestamp(time_s or 0, tz=UTC).astimezone()
+    return f"{moment:%H:%M:%S}"
 
 
 def _say_open(node: Node, agent: Agent) -> None:
@@ -276,16 +322,15 @@ def _say_open(node: Node, agent: Agent) -> None:
         silence = SILENCE[thread.state]
         say(
             f"still open: {_describe(node, thread)}. If the {silence.who} stays silent past"
-            f" {silence.by}{_when(thread)}, {silence.outcome}; any later coase status goes on with"
-            " it"
+            f" {silence.by} ({_clock(limit_s(thread))}), {silence.outcome}; any later coase status"
+            " goes on with it"
         )
-
-
-def _when(thread: Thread) -> str:
-    if thread.state is not State.LOCKED:
-        return ""
-    moment = datetime.fromtimestamp(thread.agreed_terms.deliver_by_s, tz=UTC).astimezone()
-    return f" ({moment:%H:%M:%S})"
+        if _at_risk(agent, thread):
+            say(
+                f"the price of {thread.deal[:8]} can be lost while no coase command runs: run"
+                f" coase status before {_clock(limit_s(thread))}, and again until it is closed",
+                style="yellow",
+            )
 
 
 class _Teller:
