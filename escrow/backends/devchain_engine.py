@@ -261,6 +261,13 @@ class Engine:
             return self._head_state
         return self._open_state(block, block.state_root)
 
+    def forget_state(self) -> None:
+        """Open the newest state anew when it is asked for: a call was cut off while it ran on it.
+
+        Nothing of a call is ever written below, so that what it left behind goes with it.
+        """
+        self._head_state = None
+
     def pending_state(self) -> Any:
         """Return the newest state as the next block will see it, without what waits."""
         return self._open_state(self._draft(), self.head.state_root)

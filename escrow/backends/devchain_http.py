@@ -7,7 +7,10 @@ browser on this machine can neither reach it by a rebound name nor post to it un
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+import itertools
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,8 +19,17 @@ HEADER_SIZE_MAX_BYTES: Final = 8 * 1024  # web3 sends about 200 bytes.
 BODY_SIZE_MAX_BYTES: Final = 2 * 1024 * 1024  # A deployment is 100 KiB in hex; batches more.
 CONNECTIONS_MAX: Final = 512  # A swarm of local agents, each with a pool of a few.
 IDLE_MAX_S: Final = 120.0
+CLOSE_MAX_S: Final = 2.0
 READ_MAX_S: Final = 30.0  # From the first byte of a request to its last.
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Idle:
+    """Since when, in the order of events, a connection has asked nothing."""
+
+    served: bool
+    since: int
 
 
 class _Bad(Exception):
@@ -34,13 +46,24 @@ class NoAnswer(Exception):
         self.status, self.body = status, body
 
 
+_HUNG_UP: Final[ContextVar[Callable[[], bool]]] = ContextVar("whether the client hung up")
+
+
+def has_hung_up() -> bool:
+    """Return whether the client whom the current task answers is gone: nobody reads the answer."""
+    return _HUNG_UP.get(lambda: False)()
+
+
 class HttpServer:
     """Serves ``answer(body) -> body`` at one loopback port; it may take its time, or refuse."""
 
     def __init__(self, answer: Callable[[bytes], bytes | Awaitable[bytes]]) -> None:
         self._answer = answer
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.StreamWriter, _Idle | None] = {}
+        """What is answered now has None: all others may be closed to make room."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._numbers = itertools.count()
 
     async def start(self, port: int) -> int:
         """Listen on 127.0.0.1 and return the port (a free one if ``port`` is 0)."""
@@ -57,12 +80,18 @@ class HttpServer:
                 writer.close()
             await self._server.wait_closed()
             self._server = None
+            if self._tasks:  # They notice at their next turn.
+                await asyncio.wait(self._tasks, timeout=CLOSE_MAX_S)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= CONNECTIONS_MAX:
+        if len(self._open) >= CONNECTIONS_MAX and not self._make_room():
             writer.close()
             return
-        self._open.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._open[writer] = _Idle(served=False, since=next(self._numbers))
+        _HUNG_UP.set(lambda: reader.at_eof() or writer.is_closing())
         try:
             while await self._request(reader, writer):
                 pass
@@ -73,8 +102,19 @@ class HttpServer:
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass  # The other side went away or sent no HTTP: nothing to answer.
         finally:
-            self._open.discard(writer)
+            self._tasks.discard(task)
+            self._open.pop(writer, None)
             writer.close()
+
+    def _make_room(self) -> bool:
+        """Close a connection on which nothing happens: who never asked first, then the idlest."""
+        idle = [(state, writer) for writer, state in self._open.items() if state is not None]
+        if not idle:
+            return False
+        _, writer = min(idle, key=lambda item: item[0])
+        del self._open[writer]
+        writer.transport.abort()
+        return True
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         async with asyncio.timeout(IDLE_MAX_S):
@@ -82,6 +122,9 @@ class HttpServer:
         length, keep = _parse(head)
         async with asyncio.timeout(READ_MAX_S):
             body = await reader.readexactly(length)
+        if writer not in self._open:
+            return False  # It was closed to make room a moment ago.
+        self._open[writer] = None
         status = "200 OK"
         try:
             answer = self._answer(body)
@@ -95,6 +138,9 @@ class HttpServer:
             + (b"\r\n\r\n" if keep else b"\r\nConnection: close\r\n\r\n")
             + answer
         )
+        # From here on it may be closed again: who does not read its answer keeps nobody out.
+        if writer in self._open:
+            self._open[writer] = _Idle(served=True, since=next(self._numbers))
         await writer.drain()
         return keep
 

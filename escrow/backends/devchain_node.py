@@ -115,7 +115,7 @@ class DevNode:
             rewound=self._on_rewind,
         )
         self.rpc = Rpc(self.engine, extras)
-        self._http = HttpServer(self.rpc.answer)
+        self._http = HttpServer(self.rpc.answer_in_turn)
         self.url = ""
 
     # -- the beginning -----------------------------------------------------------------------

@@ -20,16 +20,20 @@ from eth_utils.exceptions import ValidationError
 from trie.exceptions import MissingTrieNode
 
 from .devchain_engine import BLOCK_GAS_MAX, Block, Engine, Log, Mined, Outcome
+from .devchain_http import has_hung_up
 from .devchain_pool import Pooled, PoolRefused
+from .devchain_turns import CpuLimit, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
-# A view of ours takes below 200,000 and the trial of an opening 600,000. An endless loop of this
-# much stops the chain for some seconds, and nobody pays for it.
+# A view of ours takes below 200,000 and the trial of an opening 600,000. Nobody pays for it.
 CALL_GAS_MAX: Final = 5_000_000
 BATCH_TIME_MAX_S: Final = 2.0
-BATCH_SIZE_MAX: Final = 1000  # A batch is answered in one go; this is some hundred milliseconds.
+BATCH_SIZE_MAX: Final = 1000  # Of quick requests; this is some hundred milliseconds.
+# Of the processor. The trial of an opening takes a twentieth of it.
+CALL_CPU_MAX_S: Final = 0.4
+TURN_MIN_S: Final = 0.005  # Quick requests of a batch go on for so long before others may.
 LOGS_MAX: Final = 20_000  # About 10 MB of answer; ask for fewer blocks at a time.
 FEE_HISTORY_MAX: Final = 1024
 NESTING_MAX: Final = 32  # A batch of filters with choices of topics has six.
@@ -116,6 +120,7 @@ class Rpc:
     def __init__(self, engine: Engine, extras: Extras) -> None:
         self._engine = engine
         self._extras = extras
+        self._turns = Turns()
         self._methods: dict[str, Callable[..., Any]] = {
             "web3_clientVersion": lambda: CLIENT,
             "net_version": lambda: str(engine.chain_id),
@@ -157,7 +162,34 @@ class Rpc:
             }
 
     def answer(self, body: bytes) -> bytes:
-        """Return the answer to one HTTP body."""
+        """Return the answer to one HTTP body, in one go."""
+        steps = self.steps(body)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return bytes(end.value)
+
+    async def answer_in_turn(self, body: bytes) -> bytes:
+        """Return the answer to one HTTP body; others have their turns between its requests.
+
+        :raises EOFError: if whoever asked is gone
+        """
+        steps = self.steps(body)
+        while True:
+            async with self._turns.turn():
+                if has_hung_up():
+                    raise EOFError("nobody is there to read the answer")
+                until_s = time.monotonic() + TURN_MIN_S
+                try:
+                    next(steps)
+                    while time.monotonic() < until_s:
+                        next(steps)
+                except StopIteration as end:
+                    return bytes(end.value)
+
+    def steps(self, body: bytes) -> Generator[None, None, bytes]:
+        """Answer one HTTP body step by step, and return the answer."""
         try:
             if _too_deep(body):
                 raise ValueError("nested too deep")
@@ -169,13 +201,16 @@ class Rpc:
         if not 0 < len(request) <= BATCH_SIZE_MAX:
             problem = RpcError(INVALID_REQUEST, f"a batch has 1 to {BATCH_SIZE_MAX} requests")
             return _dump(_failed(None, problem))
-        answers, began = [], time.monotonic()
+        answers, spent_s = [], 0.0
         for item in request:
-            if time.monotonic() - began < BATCH_TIME_MAX_S:
+            if spent_s < BATCH_TIME_MAX_S:
+                began_s = time.monotonic()
                 answers.append(self._one(item))
+                spent_s += time.monotonic() - began_s
             else:
                 ident = item.get("id") if isinstance(item, dict) else None
                 answers.append(_failed(ident, RpcError(LIMIT_EXCEEDED, "the batch takes too long")))
+            yield
         return _dump(answers)
 
     def _one(self, request: Any) -> dict[str, Any]:
@@ -296,14 +331,29 @@ class Rpc:
             raise RpcError(INVALID_PARAMS, "state overrides are not supported")
         fields = self._parse_call(call)
         gas = min(number(call.get("gas") or CALL_GAS_MAX), CALL_GAS_MAX)
-        outcome = self._engine.call(self._state(tag), **fields, gas=gas)
+        outcome = self._bounded(lambda: self._engine.call(self._state(tag), **fields, gas=gas))
         _require_success(outcome)
         return _hex(outcome.output)
 
     def _estimate(self, call: Any, tag: Any = "latest") -> str:
-        outcome = self._engine.estimate(self._state(tag), **self._parse_call(call))
+        fields = self._parse_call(call)
+        outcome = self._bounded(lambda: self._engine.estimate(self._state(tag), **fields))
         _require_success(outcome)
         return hex(outcome.gas_used)
+
+    def _bounded(self, run: Callable[[], Outcome]) -> Outcome:
+        """Run a call that nobody pays for, unless it takes too long.
+
+        :raises RpcError: if it does
+        """
+        limit = CpuLimit(CALL_CPU_MAX_S)
+        try:
+            with limit:
+                return run()
+        finally:
+            if limit.fired:
+                self._engine.forget_state()
+                raise RpcError(LIMIT_EXCEEDED, "the call takes too long")
 
     # -- logs --------------------------------------------------------------------------------
 
