@@ -129,8 +129,7 @@ def _doors(host: str, hosts: list[str], origins: list[str], key_file: Path | Non
         from coase.tools.gateway.server import LOOPBACK, Doors, read_keys
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"{error.name} is missing: install coase with its extra, as in"
-            " pip install -e '.[gateway]'"
+            f"{error.name} is missing: pip install starlette uvicorn (the extra coase[gateway])"
         ) from None
 
     keys: tuple[str, ...] = ()
