@@ -48,6 +48,11 @@ class _Screen(Console):
 
     ends_program = False
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, but nothing in a text that would command the terminal: it may be a stranger's."""
+        clean = (printable(each) if isinstance(each, str) else each for each in objects)
+        super().print(*clean, **options)
+
     def on_broken_pipe(self) -> None:
         """Say no more; if this was the output that mattered, stop as for Ctrl-C."""
         self.quiet = True
@@ -115,10 +120,31 @@ def _options(
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
+def printable(text: str) -> str:
+    """Return a stranger's text without what would command the terminal, or turn its lines round."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+
+
+def json_text(document: Any, *, indent: int | None = 2) -> str:
+    """Return JSON in which all that is not for the eye is spelt ``\\uXXXX``."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    # The line ends of the layout are no part of any string: those are spelt out already.
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def emit(document: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document to standard output."""
-    sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(document, indent=indent) + "\n")
     sys.stdout.flush()
+
+
+def show_json(document: Any) -> None:
+    """Print JSON for people: coloured where there are colours."""
+    from rich.highlighter import JSONHighlighter
+
+    out.print(JSONHighlighter()(json_text(document)), soft_wrap=True)
 
 
 def say(text: str, *, style: str = "dim") -> None:

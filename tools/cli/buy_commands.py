@@ -14,7 +14,7 @@ import typer
 
 from coase.protocol.errors import ConfigurationError, DealFailed
 
-from .app import Json, app, emit, out, perform, raise_user, say
+from .app import Json, app, emit, out, perform, printable, raise_user, say, show_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,13 +199,8 @@ def _show(bought: Purchase[Any], *, as_json: bool, inference: bool, live: _Live)
         text = live.rest_of(printable(text))
         out.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
-        out.print_json(data=result)
+        show_json(result)
     say(f"paid {bought.paid} to {bought.seller} (deal {bought.deal})")
-
-
-def printable(text: str) -> str:
-    """Return a stranger's text without what would command the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 async def _schemas(

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .app import EXIT_FAILED, Json, app, emit, out, perform, raise_user
+from .app import EXIT_FAILED, Json, app, emit, out, perform, printable, raise_user, show_json
 
 if TYPE_CHECKING:
     from coase.agents.config import Network
@@ -153,7 +153,7 @@ def _print_deals(deals: list[Row]) -> None:
             short_name(deal["capability"]),
             units_to_text(deal["price_units"], DECIMALS),
             "" if deal["open"] else units_to_text(deal["to_seller_units"], DECIMALS),
-            Text(_state(deal), style="yellow" if deal["open"] else ""),
+            Text(printable(_state(deal)), style="yellow" if deal["open"] else ""),
         )
     out.print(shown)
     if len(bound) > DEALS_SHOWN:
@@ -254,7 +254,7 @@ def _print_history(row: Row) -> None:
             f"{_state(row)}: seller got {units_to_text(row['to_seller_units'], DECIMALS)},"
             f" buyer {units_to_text(row['to_buyer_units'], DECIMALS)} back"
         )
-    out.print(line, highlight=False, soft_wrap=True)
+    out.print(line, highlight=False, soft_wrap=True, markup=False)
     if row["result"]:
         out.print("result:", highlight=False)
         _print_result(row["result"])
@@ -266,7 +266,7 @@ def _print_result(result: str) -> None:
     except (ValueError, RecursionError):
         made = None
     if isinstance(made, dict | list):
-        out.print_json(data=made)
+        show_json(made)
     else:
         out.print(result, highlight=False, markup=False, soft_wrap=True)
 
