@@ -151,6 +151,11 @@ def test_offline_is_said_in_plain_words(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_INDEX"):
+        monkeypatch.delenv(name, raising=False)  # Where the machine keeps packages of its own.
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")  # And uv, where pip is not.
+    monkeypatch.setenv("UV_NO_CACHE", "1")
+    monkeypatch.setenv("UV_NO_CONFIG", "1")
     with pytest.raises(ComputeFailed, match="Are you offline"):
         model.get_model()
     assert not (folder / model.MODEL_FILE).exists()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from coase.escrow.backends.evm.settlement import EvmSettlement
 
 COIN_DECIMALS: Final = 18  # Of every EVM chain's own coin.
+ADDRESS_WIDTH: Final = 42
+WIDE: Final = 115  # From here on all columns fit.
 COIN_SHOWN: Final = 8  # Characters of it in a table.
 
 State = Annotated[
@@ -146,10 +148,15 @@ def _print_wallet(document: dict[str, Any]) -> None:
     from .look_commands import _table
 
     table = _table(f"what your keys hold at block {document['block']}", "agent", "address")
-    for column in (document["symbol"], "locked", "bonds", "claimable", "owed", "coin"):
+    table.columns[-1].min_width = ADDRESS_WIDTH  # One that is cut is none.
+    names = ["balance", "locked", "bonds", "claimable", "owed"]
+    if out.width < WIDE:  # Then only of what there is.
+        names = [n for n in names if n == "balance" or any(k[n] != "0" for k in document["keys"])]
+    for name in (*names, "coin"):
+        column = document["symbol"] if name == "balance" else name
         table.add_column(column, justify="right", no_wrap=True)
     for key in document["keys"]:
-        amounts = [key[name] for name in ("balance", "locked", "bonds", "claimable", "owed")]
+        amounts = [key[name] for name in names]
         coin = key["coin"] if len(key["coin"]) <= COIN_SHOWN else key["coin"][:COIN_SHOWN] + "…"
         table.add_row(key["name"] or key["node"], key["address"], *amounts, coin)
     out.print(table)
