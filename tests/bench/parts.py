@@ -17,7 +17,7 @@ import anyio
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.config import NatsAddress, Network
 from coase.agents.node import Node, running
-from coase.escrow.backends.memory import MemoryChain, MemorySettlement, seal_for_ever
+from coase.escrow.backends.memory import At, MemoryChain, MemorySettlement, seal_for_ever
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig
 from coase.protocol.identity import Identity
@@ -62,6 +62,7 @@ async def connect(network: Network) -> NatsTransport:
     return await NatsTransport.connect(config)
 
 
+FUNDS_UNITS: Final = 10**12
 LOCK_S: Final = 5
 """What is agreed lapses after this, since nobody locks: the history of a bench has ended deals."""
 
@@ -69,7 +70,7 @@ LOCK_S: Final = 5
 class Idle(MemorySettlement):
     """A settlement that locks nothing, so that little after ``agreed`` costs anything."""
 
-    async def perform(self, effect_id: str, call: Call, identity: Identity) -> Receipt:
+    async def perform(self, effect_id: str, call: Call | At, identity: Identity) -> Receipt:
         """Wait for ever."""
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
@@ -92,6 +93,9 @@ async def bench_node(network: Network, agent: Agent, secret: int) -> AsyncIterat
             async with running(node), anyio.create_task_group() as group:
                 group.start_soon(seal_for_ever, chain, lambda: int(time.time()))
                 await node.add(agent)
+                chain.mint(agent.address, FUNDS_UNITS)
+                if agent.seat is not None:
+                    await node.runtime.look_at_means(agent.seat)
                 yield node
                 group.cancel_scope.cancel()
         finally:
