@@ -48,8 +48,9 @@ def test_whatever_is_emitted_is_tame_and_says_the_same(document: Any) -> None:
 def test_a_replayed_result_commands_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, result: str
 ) -> None:
-    monkeypatch.setattr(look_commands, "out", app._console(stderr=False))
-    monkeypatch.setattr(app, "out", look_commands.out)
+    console = app._console(stderr=False)
+    monkeypatch.setattr(look_commands, "out", console)
+    monkeypatch.setattr(app, "out", console)
     look_commands._print_result(result)
     printed = capsys.readouterr().out
     assert "gnp.exe" in printed
