@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from coase.escrow.advice import explained
+from coase.escrow.advice import advice, explained
 from coase.protocol.errors import (
     CallReverted,
     ChainUnavailable,
@@ -287,10 +287,13 @@ class Runtime:
             seat.permit(effect.deal, effect.call)
             return await self.settlement.perform(effect.effect_id, effect.call, seat.identity)
 
-        made = await attempt(sign, name=effect.effect_id)
+        # Whoever listens hears of it by a notice; a terminal only of what its owner can mend.
+        made = await attempt(sign, name=effect.effect_id, level=logging.INFO)
         match made:
             case CallReverted():
                 # The world may have moved on: the next look tells what is owed now, if anything.
+                if advice(made):
+                    log.warning("%s, deal %s: %s", seat.name, effect.deal[:8], explained(made))
                 error, retry_ms = f"the escrow refused: {explained(made)}", CHAIN_RETRY_MS
             case ChainUnavailable():
                 error, retry_ms = str(made), CHAIN_RETRY_MS

@@ -33,17 +33,20 @@ class TooManyRestarts(LocalError):
         self.name = name
 
 
-async def attempt(work: Callable[[], Awaitable[T]], *, name: str) -> T | Exception:
+async def attempt(
+    work: Callable[[], Awaitable[T]], *, name: str, level: int = logging.WARNING
+) -> T | Exception:
     """Return what ``work`` gives, or the exception that it raised; cancellation passes.
 
-    Somebody else's code runs under this: an agent's handler, a buyer's check, a callback.
+    Somebody else's code runs under this: an agent's handler, a buyer's check, a callback. An
+    error of ours is logged at ``level``, all others with where they come from.
     """
     try:
         return await work()
     except JournalFailed:
         raise
     except CoaseError as error:
-        log.warning("%s: %s", name, error)
+        log.log(level, "%s: %s", name, error)
         return error
     except Exception as error:
         log.exception("%s failed", name)

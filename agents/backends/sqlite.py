@@ -10,6 +10,8 @@ committed: the node stops and starts again from what is on disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -37,6 +39,9 @@ BUSY_TIMEOUT_MS: Final = 5_000
 
 _Statement = tuple[str, Sequence[object]]
 
+_PRIMARY: Final = 0xFF  # The kind of an error; above it are details.
+_DISK_CODES: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_DISK_ERRNOS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (
@@ -57,6 +62,14 @@ CREATE INDEX IF NOT EXISTS transactions_open ON transactions (seq) WHERE open = 
 """
 
 
+def _disk_failed(what: str, error: Exception) -> JournalFailed:
+    """Return that the disk refused, which is no reason to move any file away."""
+    return JournalFailed(
+        f"{what}: {getattr(error, 'strerror', None) or error}; nothing is lost: free some space, or"
+        " mend the disk, and start again"
+    )
+
+
 class StateDirectory:
     """A directory that one node holds, and nobody else may read. Locked until released."""
 
@@ -67,6 +80,8 @@ class StateDirectory:
             path.chmod(0o700)
             self._file = (path / "lock").open("a+")
         except OSError as error:
+            if error.errno in _DISK_ERRNOS:
+                raise _disk_failed(f"the state directory {path} cannot be used", error) from error
             raise ConfigurationError(
                 f"the state directory {path} cannot be used: {error.strerror or error};"
                 " choose another with --state"
@@ -81,10 +96,15 @@ class StateDirectory:
                 f"{path} is held by {holder}: a state directory serves one process at a time;"
                 " stop that one, or choose another directory with --state"
             ) from None
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()}")
-        self._file.flush()
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"process {os.getpid()}")
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.close()  # It tries once more to write.
+            raise _disk_failed(f"the state directory {path} cannot be used", error) from error
 
     def release(self) -> None:
         """Let others have the directory. Safe to repeat."""
@@ -109,6 +129,8 @@ class SqliteJournal(Journal):
             self._reader = self._open()
             self._migrate()
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & _PRIMARY in _DISK_CODES:
+                raise _disk_failed(f"the journal {path} cannot be opened", error) from error
             raise ConfigurationError(
                 f"the journal {path} cannot be opened: {error}; if the file is damaged, move it"
                 " away: money that is locked stays in the escrow and is found there"

@@ -117,6 +117,43 @@ async def test_transactions_are_kept_before_they_are_sent(tmp_path: Path) -> Non
     await journal.close()
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
+from coase.protocol.errors import JournalFailed
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    {open}
+except JournalFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("opens", "limit", "made_before"),
+    [
+        ("SqliteJournal(Path(sys.argv[1]) / 'j.sqlite')", 4_096, False),
+        ("SqliteJournal(Path(sys.argv[1]) / 'j.sqlite')", 4_096, True),
+        ("StateDirectory(Path(sys.argv[1]))", 0, False),
+    ],
+)
+@pytest.mark.anyio
+async def test_a_disk_that_takes_nothing_is_not_a_damaged_file(
+    tmp_path: Path, opens: str, limit: int, made_before: bool
+) -> None:
+    if made_before:
+        await SqliteJournal(tmp_path / "j.sqlite").close()
+    program = FULL.format(open=opens)
+    done = await anyio.run_process(
+        [sys.executable, "-c", program, str(tmp_path), str(limit)], check=False
+    )
+    assert b"nothing is lost: free some space, or mend the disk, and start again" in done.stdout
+    assert b"damaged" not in done.stdout
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.anyio
 async def test_garbage_in_place_of_a_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"

@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
 
@@ -185,11 +185,16 @@ def place_for(network: Network, name: str, state: Path | None) -> Path:
 
 async def _engine(kind: str) -> Compute | None:
     """Return the engine that was asked for; with ``auto``, none if there is none here."""
-    from coase.agents.compute.find import open_compute
+    from coase.agents.compute.find import Kind, open_compute
 
     if kind == "none":
         return None
     try:
+        if kind not in get_args(Kind):
+            raise ConfigurationError(
+                f"there is no engine {kind!r}: choose one of {', '.join(get_args(Kind))}, or none"
+                " for handlers that need no engine"
+            )
         return await open_compute(kind)
     except ComputeFailed as error:
         if kind != "auto":
