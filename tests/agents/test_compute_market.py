@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -186,6 +187,32 @@ async def test_the_budget_ends_it(place: Market) -> None:
     with pytest.raises(BudgetExhausted):
         await read(compute, Prompt.ask("one two"))
     assert place.earned(buyer) == -40_000
+
+
+async def test_many_at_once_never_overspend_one_budget(place: Market) -> None:
+    seller, buyer = honest(), Agent("buyer", budget="0.07")
+    seller.offerings = {
+        name: dataclasses.replace(offering, capacity=64)
+        for name, offering in seller.offerings.items()
+    }
+    await place.join(seller, buyer)
+    compute = MarketCompute(buyer, max_price="0.03")
+    ends: list[str] = []
+
+    async def call() -> None:
+        try:
+            ends.append(text_of(await read(compute, Prompt.ask("one two"))))
+        except BudgetExhausted:
+            ends.append("402")
+
+    async with anyio.create_task_group() as group:
+        for _ in range(12):
+            group.start_soon(call)
+    await place.rest()
+    answered = ends.count("one two")
+    assert answered + ends.count("402") == 12
+    assert 1 <= answered <= 3
+    assert place.earned(buyer) == -20_000 * answered
 
 
 async def test_closed_before_there_is_a_deal_it_buys_nothing(place: Market) -> None:
