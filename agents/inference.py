@@ -124,7 +124,8 @@ def inference_agent(
     """Return an agent that sells what its engine writes, and shows it while it is written.
 
     With ``stock`` it offers the models in it, and refuses what the engine cannot deliver in time;
-    without, it lets the engine refuse.
+    without, it lets the engine refuse. With ``by_rounds`` it shows nothing, so that the same
+    chances lead to the same deals.
 
     :raises ConfigurationError: if name, price, strategy or times cannot work
     """
@@ -141,7 +142,8 @@ def inference_agent(
         models=lambda: stock.names if stock is not None else (),
     )
     async def infer(task: Inference, job: Job) -> Completion:
-        written = await job.complete(prompt_of(task), show=True)
+        # How many parts are shown depends on the clock, and each draws an id by chance.
+        written = await job.complete(prompt_of(task), show=not by_rounds)
         names = stock.names if stock is not None else ()
         if stock is not None:
             stock.learn(written.usage)

@@ -43,6 +43,11 @@ log = logging.getLogger(__name__)
 
 SELLERS_MAX: Final = 4  # For one prompt, one after the other; then the market has no answer.
 DELIVER_WITHIN_S: Final = 60
+# On top of that for each so many tokens: a large model on a processor writes no faster.
+TOKENS_PER_S_MIN: Final = 8
+# The longest tokens of the usual vocabularies are runs of blanks. Whoever shows more than the
+# answer can hold is not writing it.
+TOKEN_MAX_CHARS: Final = 128
 # Between two parts of an answer. A part leaves a seller every 16 tokens or 200 ms.
 STALL_MAX_S: Final = 10
 # Asking, bargaining, agreeing and locking, before the time to deliver begins.
@@ -69,7 +74,7 @@ class Bought:
     price_units: int
     """What was locked at most."""
     paid_units: int | None
-    """What the result cost; None while there is none."""
+    """What it cost in the end; None while that is open."""
     symbol: str
     decimals: int
 
@@ -189,6 +194,7 @@ class _Call:
                 while (part := await purchase.next()) is not None:
                     text = seam.take(part)
                     self._note(purchase)
+                    self._check_length(text)
                     if text:
                         self._shown += text
                         yield BoughtChunk(text=text, bought=tuple(self._bought))
@@ -199,8 +205,10 @@ class _Call:
                     yield self._last(delivered, rest)
                     return
                 why = ComputeFailed(f"{purchase.seller} delivered another text than it showed")
+            except _TooLong as error:
+                why = error
             except DealFailed as error:
-                self._note(purchase)
+                self._note(purchase, failure=error)
                 if not purchase.seller:
                     raise self._nobody(error) from error
                 why = error
@@ -218,31 +226,31 @@ class _Call:
         :raises BudgetExhausted: if that is nothing
         """
         most = self._asset().money(self._market.max_price).units
-        gone = sum(self._cost(bought) for bought in self._bought)
+        gone = sum(self._cost(deal) for deal in self._bought)
         if most - gone < 1:
             raise BudgetExhausted(limit="price of one prompt", asked_units=1, left_units=0)
         return most - gone
 
     def _cost(self, bought: Bought) -> int:
-        """Return what a deal costs at most: nothing if its price is known to have come back."""
-        seat = self._market.agent.seat
-        thread = seat.desk.threads.get(bought.deal) if seat is not None else None
-        if bought.paid_units is not None:
-            return bought.paid_units
-        if thread is not None and thread.state in (State.REFUNDED, State.LAPSED):
-            return 0
-        return bought.price_units
+        """Return what a deal costs at most: its price, unless more is known."""
+        return bought.price_units if bought.paid_units is None else bought.paid_units
 
     def _asset(self) -> Asset:
         node = self._market.agent.node
         assert node is not None
         return node.settlement.asset
 
-    def _note(self, purchase: _Purchase) -> None:
+    def _check_length(self, text: str) -> None:
+        if len(self._shown) + len(text) > self._prompt.max_tokens * TOKEN_MAX_CHARS:
+            raise _TooLong("it showed more than the answer can hold")
+
+    def _note(self, purchase: _Purchase, *, failure: DealFailed | None = None) -> None:
         """Keep the deal that a purchase came to, and what is known of its price."""
         bought = purchase.bought()
         if bought is None:
             return
+        if failure is not None and failure.state in (State.REFUNDED, State.LAPSED):
+            bought = replace(bought, paid_units=0)
         self._bought = [b for b in self._bought if b.deal != bought.deal]
         self._bought.append(bought)
 
@@ -276,6 +284,10 @@ class _Call:
         )
 
 
+class _TooLong(Exception):
+    """A seller shows what cannot be the answer."""
+
+
 class _Purchase:
     """One purchase that runs beside its reader."""
 
@@ -283,6 +295,7 @@ class _Purchase:
         self, market: MarketCompute, order: Inference, most_units: int, blocked: frozenset[str]
     ) -> None:
         self._market = market
+        self._within_s = market.deliver_within_s + order.max_tokens // TOKENS_PER_S_MIN
         self._parts: asyncio.Queue[str | None] = asyncio.Queue()
         self._thread: Thread | None = None
         self._shown = False
@@ -300,7 +313,7 @@ class _Purchase:
 
         :raises TimeoutError: if the seller is silent for too long
         """
-        silence_s: float = DEAL_MAX_S + self._market.deliver_within_s
+        silence_s: float = DEAL_MAX_S + self._within_s
         if self._shown:
             silence_s = self._market.stall_max_s
         async with asyncio.timeout(silence_s):
@@ -349,7 +362,7 @@ class _Purchase:
                 order,
                 returns=Delivered,
                 max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
-                deliver_within=market.deliver_within_s,
+                deliver_within=self._within_s,
                 model=order.model,
                 # No tokenizer makes more than a token of two bytes, and a template some more.
                 input_max=size // 2 + 64,

@@ -107,6 +107,14 @@ async def stalls(task: Inference, job: Job) -> Completion:
     raise AssertionError
 
 
+async def floods(task: Inference, job: Job) -> Completion:
+    job.show(HEAD, tokens=20)
+    for _ in range(100):
+        job.show("x" * 4_000, tokens=20)
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
 async def read(compute: MarketCompute, prompt: Prompt) -> list[BoughtChunk]:
     async with aclosing(compute.stream(prompt)) as stream:
         chunks = [chunk async for chunk in stream]
@@ -119,7 +127,7 @@ def text_of(chunks: list[BoughtChunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-@pytest.mark.parametrize(("fault", "paid"), [(breaks, None), (lies, 10_000), (stalls, None)])
+@pytest.mark.parametrize(("fault", "paid"), [(breaks, 0), (lies, 10_000), (stalls, None)])
 async def test_another_seller_goes_on_where_the_first_one_stopped(
     place: Market, fault: Work, paid: int | None
 ) -> None:
@@ -138,6 +146,15 @@ async def test_another_seller_goes_on_where_the_first_one_stopped(
         await place.rest()
         assert place.earned(first) == (paid or 0)
         assert place.earned(buyer) == -20_000 - (paid or 0)
+
+
+async def test_a_seller_that_floods_is_left(place: Market) -> None:
+    second, buyer = honest(), Agent("buyer")
+    await place.join(buyer)
+    compute = MarketCompute(buyer, max_price="0.05", stall_max_s=60)
+    _, chunks = await read_with_two(place, compute, floods, second)
+    assert len(text_of(chunks)) < 400 * 200
+    assert len(chunks[-1].bought) in (1, 2)
 
 
 async def test_a_seller_that_begins_again_is_joined_without_a_repetition(place: Market) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
+import httpx
 import openai
 import pytest
 
@@ -29,6 +30,7 @@ slow = inference_agent(
 """
 
 
+@pytest.mark.slow
 def test_an_answer_goes_on_when_its_seller_is_killed(tmp_path: Path) -> None:
     home, file = Home(tmp_path / "home"), tmp_path / "slow.py"
     file.write_text(SLOW)
@@ -71,6 +73,18 @@ def test_an_answer_goes_on_when_its_seller_is_killed(tmp_path: Path) -> None:
                 assert deal["deal"] == origin["deal"]
                 assert deal["state"] == "settled"
                 assert int(deal["earned_units"]) > 0
+
+
+def test_a_gateway_needs_no_market(tmp_path: Path) -> None:
+    with Home(tmp_path / "home").running(
+        "gateway", "--engine", "echo", "--port", "0", "--json"
+    ) as it:
+        ready = it.ready()
+        assert ready["models"] == ["echo"]
+        body = {"model": "echo", "prompt": "one two", "stream": False}
+        answer = httpx.post(f"{ready['url']}/api/generate", json=body, timeout=60)
+        assert answer.json()["response"] == "one two"
+        assert it.end() == 0
 
 
 @pytest.mark.parametrize(
