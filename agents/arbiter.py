@@ -231,9 +231,11 @@ class Arbiter:
                 f"{case.job_id.hex()}:rule@{self.identity.address}", call, self.identity
             )
         except CallReverted as error:
-            log.warning("a ruling was refused: %s", error)
-        self.rulings.append((case.job_id.hex(), finding))
-        log.info("ruled %s: %s", case.job_id.hex()[:16], finding.why)
+            # Too late, or both agreed meanwhile: the chain has its outcome.
+            log.info("the ruling of %s was refused: %s", case.job_id.hex()[:16], error)
+        else:
+            self.rulings.append((case.job_id.hex(), finding))
+            log.info("ruled %s: %s", case.job_id.hex()[:16], finding.why)
         self._close(case.job_id)
 
 
