@@ -187,9 +187,15 @@ class Lan:
     @property
     def full(self) -> str:
         """What is wrong if there is no place for this machine any more, else nothing."""
-        ours = sum(row["ours"] and row["announced"] for row in self.heard())
+        heard = [row for row in self.heard() if row["ours"] and row["announced"]]
+        ours = len(heard)
         if self.met or ours < MESH_NODES_MAX:
             return ""
+        if self._tls is not None:
+            # Whoever only says so is not believed: all that were asked must have shown the code.
+            proven = [row for row in heard if any(map(self._proofs.node_at, row["addresses"]))]
+            if len(proven) < MESH_NODES_MAX - 1:
+                return ""
         return (
             f"the network has {ours} machines already, and {MESH_NODES_MAX} is the most that one"
             " may have: let one leave, or begin another network with coase up --lan"

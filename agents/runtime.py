@@ -206,8 +206,8 @@ class Runtime:
         try:
             buyer.know(await self.settlement.balance(seat.desk.me))
         except (ChainUnavailable, CallReverted) as error:
-            buyer.know(None)
-            log.info("the balance of %s is not known: %s", seat.name, error)
+            # What was known last holds until the lock, which needs the chain to be back anyway.
+            log.info("the balance of %s is not known now: %s", seat.name, error)
 
     def nudge(self) -> None:
         """Look at the clocks and the chain soon: something has changed."""

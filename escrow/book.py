@@ -362,7 +362,7 @@ class _Meter:
             insort(self.day, spend, key=_time_of)
             self.day_units += units
         self.all_units += units
-        self.with_units[counterparty] = self.with_units.get(counterparty, 0) + units
+        self._add_with(counterparty, units)
 
     def close(self, spend_id: str, spent_units: int) -> None:
         spend = self.spends[spend_id]
@@ -371,15 +371,19 @@ class _Meter:
         self.hour_units -= back if spend.in_hour else 0
         self.day_units -= back if spend.in_day else 0
         self.all_units -= back
-        self.with_units[spend.counterparty] -= back
+        self._add_with(spend.counterparty, -back)
         if not spend.in_day:
             self._forget(spend)
 
     def _forget(self, spend: _Spend) -> None:
-        self.with_units[spend.counterparty] -= spend.units
-        if not self.with_units[spend.counterparty]:
-            del self.with_units[spend.counterparty]
+        self._add_with(spend.counterparty, -spend.units)
         del self.spends[spend.spend_id]
+
+    def _add_with(self, counterparty: AgentId, units: int) -> None:
+        """Keep a sum for each counterparty with whom anything was spent, and no others."""
+        units += self.with_units.pop(counterparty, 0)
+        if units:
+            self.with_units[counterparty] = units
 
     def advance(self, now_s: int) -> None:
         self.now_s = max(self.now_s, now_s)

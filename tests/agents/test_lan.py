@@ -180,10 +180,24 @@ async def test_a_forged_advertisement_is_told_and_not_joined(world: World) -> No
         assert one.view()["heard"][0]["joined"] is False
 
 
-async def test_a_full_mesh_takes_nobody_more(world: World) -> None:
+async def test_names_that_nobody_stands_behind_fill_no_mesh(world: World) -> None:
     async with world.on(world.lan(ONE)) as one:
-        for number in range(32):
+        for number in range(60):
             world.forge(node_id=f"{number:016x}", port=9)
+        await until(lambda: len(one.heard()) >= 60)
+        member.require_place(one)
+        assert one.full == ""
+        async with world.on(world.lan(TWO)) as two:
+            await until(lambda: two.met and one.met)
+            assert (set(one.met), set(two.met)) == ({TWO}, {ONE})
+
+
+async def test_a_full_mesh_takes_nobody_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.on(world.lan(ONE)) as one:
+        # Thirty-two brokers are for a slower test: here each address has been proven.
+        monkeypatch.setattr(one._proofs, "node_at", lambda address: address.rpartition(":")[2])
+        for number in range(32):
+            world.forge(node_id=f"{number:016x}", port=9 + number)
         await until(lambda: one.full)
         with pytest.raises(ConfigurationError, match="has 32 machines already"):
             member.require_place(one)

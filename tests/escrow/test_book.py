@@ -366,6 +366,17 @@ def test_an_envelope_is_of_one_asset() -> None:
         spending.reserve("b", coase(-1), counterparty=ANN, now_s=0)
 
 
+def test_what_cost_nothing_is_forgotten_without_a_trace() -> None:
+    spending = envelope(per_hour_units=100, per_day_units=150, per_counterparty_units=90)
+    for name in ("a", "b"):
+        spending.reserve(name, coase(0), counterparty=ANN, now_s=0)
+        spending.settle(name, coase(0), now_s=0)
+    spending.reserve("c", coase(5), counterparty=ANN, now_s=DAY_S // 2)
+    assert spending.left_units(counterparty=ANN, now_s=DAY_S + 1) == 85
+    assert spending.left_units(counterparty=ANN, now_s=2 * DAY_S) == 85
+    assert spending.left_units(counterparty=BOB, now_s=2 * DAY_S) == 90
+
+
 STEPS = st.lists(
     st.tuples(
         st.integers(0, DAY_S // 3), st.integers(0, 60), st.booleans(), st.sampled_from([ANN, BOB])

@@ -61,6 +61,7 @@ def test_a_healthy_member_has_one_line() -> None:
     assert only.text == "lan-0123456789ab at 10.0.0.2 port 4248, joined with desk"
 
 
+STRANGE = "10.0.0.3:1 is no node of this network: it has another join code (self-signed)"
 SILENT = {"announced": True, "heard_self": False, "last_complaint": ""}
 TROUBLES = [
     ({"met": []}, "note", "joined with nobody yet: check that the others run"),
@@ -74,6 +75,7 @@ TROUBLES = [
     ({"met": [OTHER | {"skew_ms": 40_000}]}, "bad", "refuse each other's messages"),
     ({"met": [OTHER | {"version": "0.2.0"}]}, "note", "desk runs Coase 0.2.0"),
     ({"heard": [heard()]}, "bad", "sudo ufw allow 5000/tcp"),
+    ({"heard": [heard(why=STRANGE)]}, "note", "is no node of this network"),
     ({"heard": [heard()], "running_s": 1}, "note", "attic was heard and is not joined"),
     ({"peers": {"10.0.0.9:1": "nobody there"}}, "bad", "10.0.0.9:1: nobody there"),
     ({"certificate_ends_s": NOW_S + 60}, "bad", "certificate ends within a day"),

@@ -22,6 +22,8 @@ from .checkup import Finding
 BROKER_DIRECTORY: Final = "broker"
 DEFAULT_STATE: Final = "lan"
 SKEW_NOTED_MS: Final = 2_000  # A clock that is set by the network is within a tenth of it.
+# Somebody answered there, and showed no code of ours: no firewall is in the way.
+FOREIGN: Final = ("is no node of this network", "is not the one that", "is no broker", "another machine (")
 SETTLING_S: Final = 15  # Before that, silence says nothing yet.
 EXPIRY_NOTED_S: Final = 24 * 3600
 _OPEN_UDP: Final = (
@@ -167,10 +169,14 @@ def _machine(view: dict[str, Any], machine: dict[str, Any]) -> list[Finding]:
 def _not_joined(view: dict[str, Any], row: dict[str, Any]) -> Finding:
     name = row["name"] or row["node"][:8]
     port = row["addresses"][0].rpartition(":")[2] if row["addresses"] else "its port"
+    why = row["why"] or "not yet"
+    if any(sign in why for sign in FOREIGN):
+        # Whoever answers there and has no code of ours is nobody's fault here, or a forger.
+        return Finding("note", "lan", f"{name} was heard and is not joined: {why}")
     return Finding(
         "bad" if view["running_s"] >= SETTLING_S else "note",
         "lan",
-        f"{name} was heard and is not joined: {row['why'] or 'not yet'}. One direction is enough:"
+        f"{name} was heard and is not joined: {why}. One direction is enough:"
         f" let TCP {port} in on {name} (sudo ufw allow {port}/tcp), or TCP {view['port']} here;"
         " --lan-port keeps a port the same",
     )
