@@ -23,7 +23,12 @@ BROKER_DIRECTORY: Final = "broker"
 DEFAULT_STATE: Final = "lan"
 SKEW_NOTED_MS: Final = 2_000  # A clock that is set by the network is within a tenth of it.
 # Somebody answered there, and showed no code of ours: no firewall is in the way.
-FOREIGN: Final = ("is no node of this network", "is not the one that", "is no broker", "another machine (")
+FOREIGN: Final = (
+    "is no node of this network",
+    "is not the one that",
+    "is no broker",
+    "another machine (",
+)
 SETTLING_S: Final = 15  # Before that, silence says nothing yet.
 EXPIRY_NOTED_S: Final = 24 * 3600
 _OPEN_UDP: Final = (
