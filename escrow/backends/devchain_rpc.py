@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CALL_GAS_MAX: Final = 5_000_000
 BATCH_TIME_MAX_S: Final = 2.0
 BATCH_SIZE_MAX: Final = 1000  # Of quick requests; this is some hundred milliseconds.
-# Of the processor. The trial of an opening takes a twentieth of it.
-CALL_CPU_MAX_S: Final = 0.4
+# Of the processor. The trial of an opening takes a fortieth of it.
+CALL_CPU_MAX_S: Final = 0.8
 TURN_MIN_S: Final = 0.005  # Quick requests of a batch go on for so long before others may.
 LOGS_MAX: Final = 20_000  # About 10 MB of answer; ask for fewer blocks at a time.
 FEE_HISTORY_MAX: Final = 1024
