@@ -430,7 +430,7 @@ class Agent:
                 return await self._buy(wish, bargain(), request_id, eyes)
             except DealFailed as error:
                 last = error
-                seller = past.seller if past is not None else self._seller_of(error.deal_id)
+                seller = past.seller if past is not None else self.seller_of(error.deal_id)
                 wish = replace(wish, blocked=wish.blocked | ({seller} if seller else set()))
         raise last
 
@@ -640,7 +640,8 @@ class Agent:
 
         run_process([self])
 
-    def _seller_of(self, deal: str) -> str:
+    def seller_of(self, deal: str) -> AgentId:
+        """Return from whom a deal of ours was bought, or nothing if it is not known here."""
         for ask in self._buying().asks.values():
             if ask.outcome is not None and ask.outcome.deal == deal:
                 return ask.outcome.counterparty

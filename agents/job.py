@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import CHUNK_MAX_CHARS, canonical_json
-
-from .compute.ports import Completion as Written
-from .compute.ports import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +17,8 @@ if TYPE_CHECKING:
     from coase.protocol.types import AgentId
 
     from .agent import Agent, Purchase
-    from .compute.ports import Logprob, Prompt
+    from .compute.ports import Chunk, Prompt
+    from .compute.ports import Completion as Written
 
 SHOWN_TOKENS: Final = 16
 SHOWN_EVERY_MS: Final = 200
@@ -137,24 +134,12 @@ class Job:
 
         With ``show`` the buyer sees the text while it is written.
         """
-        texts: list[str] = []
-        logprobs: list[Logprob] = []
-        written = None
-        async with aclosing(self.agent.compute.stream(prompt)) as chunks:
-            async for chunk in chunks:
-                texts.append(chunk.text)
-                logprobs.extend(chunk.logprobs)
-                if show and chunk.text:
-                    self.show(chunk.text, tokens=chunk.tokens)
-                if chunk.done and chunk.usage is not None:
-                    written = Written(
-                        text="".join(texts),
-                        done_reason=chunk.done_reason,
-                        usage=chunk.usage,
-                        logprobs=tuple(logprobs),
-                    )
-        if written is None:
-            raise failed("the engine gave half an answer", why="no end", todo="Ask again")
+
+        def see(chunk: Chunk) -> None:
+            if show and chunk.text:
+                self.show(chunk.text, tokens=chunk.tokens)
+
+        written = await self.agent.compute.complete(prompt, on_chunk=see)
         used = written.usage
         self.meter(
             input_tokens=used.input_tokens,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from coase.protocol.errors import ComputeFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
 # A megabyte of English is about 250,000 tokens: more than the context of the models that
 # people run at home, and small enough to be held in memory for every queued request.
@@ -242,14 +242,20 @@ class Compute(ABC):
     async def close(self) -> None:
         """Give back everything it holds and end what runs. Safe to repeat."""
 
-    async def complete(self, prompt: Prompt) -> Completion:
-        """Return the whole answer; raises what :meth:`stream` raises."""
+    async def complete(
+        self, prompt: Prompt, *, on_chunk: Callable[[Chunk], object] = lambda chunk: None
+    ) -> Completion:
+        """Return the whole answer; raises what :meth:`stream` raises.
+
+        ``on_chunk`` is given each part as it comes.
+        """
         texts: list[str] = []
         logprobs: list[Logprob] = []
         async with aclosing(self.stream(prompt)) as chunks:
             async for chunk in chunks:
                 texts.append(chunk.text)
                 logprobs.extend(chunk.logprobs)
+                on_chunk(chunk)
                 if chunk.done and chunk.usage is not None:
                     return Completion(
                         text="".join(texts),

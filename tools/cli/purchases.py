@@ -144,7 +144,7 @@ async def buy_once(
             if not error.deal_id:
                 raise failure or error from None
             failure = error
-            blocked.add(_seller_of(agent, error.deal_id))
+            blocked.add(agent.seller_of(error.deal_id))
             say(f"that deal failed ({error.state}: {error.why}); asking others")
     assert failure is not None
     raise failure
@@ -175,14 +175,6 @@ async def _affordable(node: Node, agent: Agent, max_price: str) -> str:
     if free <= 0:
         raise BudgetExhausted(limit="balance", asked_units=price, left_units=0)
     return max_price if price <= free else text
-
-
-def _seller_of(agent: Agent, deal: str) -> str:
-    for ask in agent.buying.asks.values() if agent.buying is not None else ():
-        if ask.outcome is not None and ask.outcome.deal == deal:
-            return ask.outcome.counterparty
-    thread = agent.seat.desk.threads.get(deal) if agent.seat is not None else None
-    return thread.counterparty if thread is not None else ""
 
 
 def _same(agent: Agent, capability: str, task: str) -> Ask | None:
