@@ -50,6 +50,12 @@ class Network(_Model):
     """The vault of sellers' stakes, where there is one."""
     panels: AddressText | Literal[""] = ""
     """The factory of panels of arbiters, where there is one."""
+    channels: AddressText | Literal[""] = ""
+    """The payment channels, where there are any."""
+    identity_registry: AddressText | Literal[""] = ""
+    """ERC-8004's registry of agents, where there is one."""
+    reputation_registry: AddressText | Literal[""] = ""
+    """The registry of what was said of those agents."""
     from_block: int = Field(default=0, ge=0)
     """The block of the escrow's deployment: what came before is not read."""
     confirmations: int | None = Field(default=None, ge=0)

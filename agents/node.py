@@ -17,6 +17,7 @@ from coase.protocol.subjects import LEVELS
 
 from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
+from .beside import Beside, open_beside
 from .buyer import BuyerDesk, DeclineAll
 from .config import Network, load_network, state_home
 from .desk import Desk
@@ -81,8 +82,16 @@ class Node:
         margins: Margins | None = None,
         budget: Budget | str | None = None,
         directory: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.network, self.settlement, self.journal = network, settlement, journal
+        beside = beside or Beside()
+        self.channels, self.registries, self.stake = (
+            beside.channels,
+            beside.registries,
+            beside.stake,
+        )
+        """What stands on the chain beside the escrow, each None where the network has none."""
         self.transport, self.seed, self.compute = transport, seed, compute
         self.runtime = Runtime(transport, settlement, journal)
         self._chance, self._margins = chance, margins
@@ -255,6 +264,7 @@ async def open_node(
             try:
                 settlement = await open_settlement(network, journal)
                 try:
+                    beside = await open_beside(network, settlement)
                     node = Node(
                         network,
                         transport,
@@ -264,6 +274,7 @@ async def open_node(
                         compute=compute,
                         margins=margins,
                         directory=directory.path,
+                        beside=beside,
                     )
                     async with running(node):
                         serve_owner(node, journal, directory.path)

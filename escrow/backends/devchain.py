@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -40,6 +40,12 @@ class DevChain:
     """The vault of sellers' stakes; empty on a chain that was begun without."""
     panels: str
     """The factory of panels of arbiters; likewise."""
+    channels: str
+    """The payment channels; likewise."""
+    identity_registry: str
+    """ERC-8004's registry of agents; likewise."""
+    reputation_registry: str
+    """Its registry of what was said of them; likewise."""
     facts: dict[str, Any] = field(repr=False)
     process: asyncio.subprocess.Process = field(repr=False)
 
@@ -99,7 +105,7 @@ async def start_devchain(
     if "rpc" not in facts:
         await process.wait()
         raise ConfigurationError(str(facts.get("error", "the embedded chain did not start")))
-    names = ("rpc", "chain_id", "token", "factory", "escrow", "deployer", "vault", "panels")
+    names = [one.name for one in fields(DevChain) if one.name not in ("facts", "process")]
     return DevChain(**{name: facts[name] for name in names}, facts=facts, process=process)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from eth.vm.forks.cancun.transactions import CancunTransactionBuilder
 from eth_abi.abi import encode as abi_encode
 
+from coase.escrow.voucher import CHANNELS
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity, keccak256
 
@@ -19,7 +20,7 @@ from .devchain_pool import PoolRefused
 from .devchain_rpc import LIMIT_EXCEEDED, Extras, Manual, Rpc, RpcError
 from .devchain_state import VERSION, StateFile
 from .evm.artifacts import artifact
-from .evm.fixed import code_at_fixed_addresses
+from .evm.fixed import IDENTITY_REGISTRY, REPUTATION_REGISTRY, code_at_fixed_addresses
 from .evm.transaction import created_address, sign_transaction
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ class DevNode:
             self._deploy()
         self.escrow = self._escrow()
         self.vault, self.panels = (self._deployed(nonce, name) for nonce, name in _TRUST)
+        self.channels = self._placed(CHANNELS)
+        self.identity_registry = self._placed(IDENTITY_REGISTRY)
+        self.reputation_registry = self._placed(REPUTATION_REGISTRY)
         if self.manual is not None:
             self.manual.time_s = max(self.manual.time_s, self.engine.head.time_s)
         extras = Extras(
@@ -185,6 +189,10 @@ class DevNode:
         address = created_address(self._deployer.address, nonce)
         code = self.engine.state().get_code(bytes.fromhex(address[2:]))
         return address if artifact(name).same_code(code) else ""
+
+    def _placed(self, address: str) -> str:
+        """Return the address if the first block has code there, or nothing."""
+        return address if self.engine.state().get_code(bytes.fromhex(address[2:])) else ""
 
     # -- the disk ----------------------------------------------------------------------------
 
@@ -346,6 +354,9 @@ class DevNode:
             "escrow": self.escrow,
             "vault": self.vault,
             "panels": self.panels,
+            "channels": self.channels,
+            "identity_registry": self.identity_registry,
+            "reputation_registry": self.reputation_registry,
             "deployer": self._deployer.address,
             "block": self.engine.head.number,
             "manual": self.manual is not None,

@@ -10,6 +10,7 @@ import anyio
 
 from coase.agents import Agent, Job, Price
 from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
+from coase.agents.beside import BESIDE, open_beside
 from coase.agents.config import NatsAddress, Network, save_network
 from coase.agents.node import Node, running
 from coase.agents.seller import Windows
@@ -50,6 +51,7 @@ class RealMarket:
             token=dev.token,
             factory=dev.factory,
             escrow=dev.escrow,
+            **{name: getattr(dev, name) for name in BESIDE},
             arbiters=(ARBITER.address,),
             faucet=True,
         )
@@ -76,6 +78,7 @@ class RealMarket:
                 seed=seed,
                 margins=MARGINS,
                 directory=directory.path,
+                beside=await open_beside(self.network, settlement),
             )
             try:
                 async with running(node):

@@ -126,9 +126,10 @@ def starts_again(network: Network) -> str:
 
 def ready_line(network: Network) -> dict[str, object]:
     """Return what ``coase up`` prints when it is ready: no secrets."""
+    from coase.agents.beside import BESIDE
     from coase.agents.config import network_path
 
-    names = ("factory", "escrow", "vault", "panels")
+    names = ("factory", "escrow", *BESIDE)
     contracts = {name: getattr(network, name) for name in names}
     return {
         "nats": network.nats.url,
@@ -198,6 +199,7 @@ async def _up(path: Path, ports: Ports, net: str, wish: LanWish, keep: bool, as_
     import anyio
 
     from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
+    from coase.agents.beside import open_beside
     from coase.agents.local import local_market
     from coase.agents.node import Node, running
     from coase.agents.wiring import ensure_funds, open_settlement, open_transport
@@ -222,7 +224,8 @@ async def _up(path: Path, ports: Ports, net: str, wish: LanWish, keep: bool, as_
             transport = await open_transport(network, name="coase-up")
             settlement = await open_settlement(network, journal)
             try:
-                node = Node(network, transport, settlement, journal, seed=seed)
+                beside = await open_beside(network, settlement)
+                node = Node(network, transport, settlement, journal, seed=seed, beside=beside)
                 async with running(node), hosted.running(network, seed):
                     await ensure_funds(settlement, network, arbiter.address)
                     await node.add_arbiter(arbiter)

@@ -14,6 +14,7 @@ import anyio
 
 from coase.agents.agent import Agent, Purchase
 from coase.agents.backends.sqlite import SqliteJournal
+from coase.agents.beside import open_beside
 from coase.agents.compute.ports import Compute
 from coase.agents.local import local_market
 from coase.agents.node import Node, SystemChance, running
@@ -142,6 +143,7 @@ async def stage(
                 compute=compute,
                 chance=chance,
                 margins=MARGINS,
+                beside=await open_beside(network, settlement),
             )
             async with running(node):
                 await node.add_arbiter(arbiter)

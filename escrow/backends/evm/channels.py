@@ -36,9 +36,10 @@ from coase.protocol.types import ZERO_ADDRESS, AgentId, Head
 from .abi import Abi, token_abi
 from .artifacts import artifact
 from .chain import EvmChain, Request, other_call
+from .deploy import created_by_proxy
 from .fixed import AUTHORIZATION_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR
 from .rpc import RpcFailed
-from .settlement import APPROVE_GAS, UINT256_MAX, TokenFacts, token_facts
+from .settlement import APPROVE_GAS, UINT256_MAX, EvmSettlement, TokenFacts, token_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,13 +82,21 @@ class EvmChannels(Channels):
     """Channels on a real chain. Make it with ``connect``."""
 
     def __init__(
-        self, chain: EvmChain, token: TokenFacts, *, contract: str, confirmations: int
+        self,
+        chain: EvmChain,
+        token: TokenFacts,
+        *,
+        contract: str,
+        confirmations: int,
+        own_chain: bool = True,
     ) -> None:
         self.chain = chain
         self.asset = token.asset
         self.domain = channels_domain(chain.chain_id, contract)
         self.confirmations = confirmations
         self._token = token
+        self._own_chain = own_chain
+        self._by_signature, self._by_permit2 = collectors_of(contract)
 
     @classmethod
     async def connect(
@@ -108,16 +117,36 @@ class EvmChannels(Channels):
         """
         chain = await EvmChain.connect(url, store=store, chain_id=chain_id, **options)
         try:
-            await _require_channels(chain, contract)
+            await require_channels(chain, contract)
             facts = await token_facts(chain, token)
         except BaseException:
             await chain.close()
             raise
         return cls(chain, facts, contract=contract, confirmations=confirmations)
 
+    @classmethod
+    async def beside(cls, settlement: EvmSettlement, *, contract: str = CHANNELS) -> EvmChannels:
+        """Return the channels of ``settlement``'s token over the connection that it has already.
+
+        One client for both keeps the order of a key's transactions. It is the settlement's to
+        close.
+
+        :raises ConfigurationError: if there are no channels at ``contract``
+        """
+        await require_channels(settlement.chain, contract)
+        facts = TokenFacts(settlement.asset, settlement.token_domain, settlement.kinds)
+        return cls(
+            settlement.chain,
+            facts,
+            contract=contract,
+            confirmations=settlement.confirmations,
+            own_chain=False,
+        )
+
     async def close(self) -> None:
-        """Release the connections. Safe to repeat."""
-        await self.chain.close()
+        """Release the connections, if they are not a settlement's. Safe to repeat."""
+        if self._own_chain:
+            await self.chain.close()
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -273,7 +302,7 @@ class EvmChannels(Channels):
             digest = receive_digest(
                 self._token.domain,
                 identity.address,
-                AUTHORIZATION_COLLECTOR,
+                self._by_signature,
                 call.units,
                 0,
                 call.deadline_s,
@@ -281,14 +310,14 @@ class EvmChannels(Channels):
             )
             salt = int.from_bytes(call.salt, "big")
             values = (0, call.deadline_s, salt, identity.sign(digest))
-            return AUTHORIZATION_COLLECTOR, abi_encode(
+            return self._by_signature, abi_encode(
                 ["uint256", "uint256", "uint256", "bytes"], values
             )
         number = int.from_bytes(nonce, "big")
         digest = permit2_deposit_digest(
             chain_id=self.chain.chain_id,
             permit2=PERMIT2,
-            collector=PERMIT2_COLLECTOR,
+            collector=self._by_permit2,
             token=self.asset.token,
             units=call.units,
             nonce=number,
@@ -296,7 +325,7 @@ class EvmChannels(Channels):
             channel_id=channel_id,
         )
         permitted = (number, call.deadline_s, identity.sign(digest), b"")
-        return PERMIT2_COLLECTOR, abi_encode(["uint256", "uint256", "bytes", "bytes"], permitted)
+        return self._by_permit2, abi_encode(["uint256", "uint256", "bytes", "bytes"], permitted)
 
     async def _approve(self, effect_id: str, identity: Identity, units: int) -> None:
         """See to it that Permit2 may draw ``units``: a standing allowance, given once."""
@@ -308,8 +337,31 @@ class EvmChannels(Channels):
         await self.chain.send(f"{effect_id}/approve", identity, request, abi)
 
 
-async def _require_channels(chain: EvmChain, contract: str) -> None:
-    """Return if the contract gives channels the same ids as we do, whoever wrote its code."""
+def collectors_of(contract: str) -> tuple[str, str]:
+    """Return who brings deposits to the channels at ``contract``: by EIP-3009, and by Permit2.
+
+    Beside another contract than everybody's, those that its deployment put there.
+    """
+    if contract == CHANNELS:
+        return AUTHORIZATION_COLLECTOR, PERMIT2_COLLECTOR
+    by_signature, by_permit2 = (created_by_proxy(code) for code in collector_codes(contract))
+    return by_signature, by_permit2
+
+
+def collector_codes(contract: str) -> tuple[bytes, bytes]:
+    """Return the code that makes each of the two collectors."""
+    where = abi_encode(["address"], [contract])
+    return (
+        artifact("ERC3009Collector").bytecode + where,
+        artifact("Permit2Collector").bytecode + where,
+    )
+
+
+async def require_channels(chain: EvmChain, contract: str) -> None:
+    """Return if the contract gives channels the same ids as we do, whoever wrote its code.
+
+    :raises ConfigurationError: if it does not
+    """
     one = ChannelConfig(*(ZERO_ADDRESS,) * 5, withdraw_delay_s=1)
     abi = channels_abi()
     expected = one.channel_id(channels_domain(chain.chain_id, contract))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from coase.escrow.ports import TxStore
     from coase.protocol.identity import Identity
 
+    from .settlement import EvmSettlement
+
 REGISTRY_GAS: Final = 1_000_000
 """For what is fixed; the rest goes by the length of the texts."""
 BYTE_GAS: Final = 1_000
@@ -63,13 +65,23 @@ class EvmRegistries(Registries):
     """The registries on a real chain. Make it with ``connect``."""
 
     def __init__(
-        self, chain: EvmChain, *, identity: str, reputation: str, factory: str, confirmations: int
+        self,
+        chain: EvmChain,
+        *,
+        identity: str,
+        reputation: str,
+        factory: str,
+        confirmations: int,
+        channels: str = CHANNELS,
+        own_chain: bool = True,
     ) -> None:
         self.chain = chain
         self.domain = registry_domain(chain.chain_id, identity)
         self.reputation = reputation
         self.factory = factory
         self.confirmations = confirmations
+        self._channels = channels
+        self._own_chain = own_chain
 
     @classmethod
     async def connect(
@@ -94,16 +106,7 @@ class EvmRegistries(Registries):
         """
         chain = await EvmChain.connect(url, store=store, chain_id=chain_id, **options)
         try:
-            data = reputation_abi().encode("getIdentityRegistry")
-            try:
-                found = "0x" + (await chain.call(reputation, data, reputation_abi()))[12:].hex()
-            except CallReverted:
-                found = ""
-            if found != identity:
-                raise ConfigurationError(
-                    f"at {reputation} on chain {chain.chain_id} is no reputation registry of the "
-                    f"identities at {identity}"
-                )
+            await require_registries(chain, identity=identity, reputation=reputation)
         except BaseException:
             await chain.close()
             raise
@@ -115,9 +118,37 @@ class EvmRegistries(Registries):
             confirmations=confirmations,
         )
 
+    @classmethod
+    async def beside(
+        cls,
+        settlement: EvmSettlement,
+        *,
+        factory: str,
+        identity: str = IDENTITY_REGISTRY,
+        reputation: str = REPUTATION_REGISTRY,
+        channels: str = CHANNELS,
+    ) -> EvmRegistries:
+        """Return the registries over the connection that ``settlement`` has, and closes.
+
+        ``channels`` is whose claims count as payments, beside the deals of ``factory``'s escrows.
+
+        :raises ConfigurationError: if the registries are not there
+        """
+        await require_registries(settlement.chain, identity=identity, reputation=reputation)
+        return cls(
+            settlement.chain,
+            identity=identity,
+            reputation=reputation,
+            factory=factory,
+            confirmations=settlement.confirmations,
+            channels=channels,
+            own_chain=False,
+        )
+
     async def close(self) -> None:
-        """Release the connections. Safe to repeat."""
-        await self.chain.close()
+        """Release the connections, if they are not a settlement's. Safe to repeat."""
+        if self._own_chain:
+            await self.chain.close()
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -227,7 +258,7 @@ class EvmRegistries(Registries):
             fields = channels_abi().events[topics[0]].decode(topics, data)
             return PaymentLog(
                 contract=contract,
-                is_trusted=contract == CHANNELS,
+                is_trusted=contract == self._channels,
                 block=number,
                 log_index=log_index,
                 time_s=block.time_s,
@@ -289,6 +320,23 @@ class EvmRegistries(Registries):
                 raise ChainUnavailable(f"{url} gives no logs: {error}") from error
             first = last + 1
         return found
+
+
+async def require_registries(chain: EvmChain, *, identity: str, reputation: str) -> None:
+    """Return if at ``reputation`` is the reputation registry of the identities at ``identity``.
+
+    :raises ConfigurationError: if not
+    """
+    data = reputation_abi().encode("getIdentityRegistry")
+    try:
+        found = "0x" + (await chain.call(reputation, data, reputation_abi()))[12:].hex()
+    except CallReverted:
+        found = ""
+    if found != identity:
+        raise ConfigurationError(
+            f"at {reputation} on chain {chain.chain_id} is no reputation registry of the"
+            f" identities at {identity}"
+        )
 
 
 def _entry(
