@@ -187,6 +187,7 @@ def task_of(prompt: Prompt, *, seed: int, begun: str = "", max_tokens: int = 0) 
     for asked, what in (
         (prompt.logprobs, "log-probabilities"),
         (prompt.response_schema is not None, "an answer that is bound to a schema"),
+        (prompt.needs() != ("completion",), "an answer with tools, images or thinking"),
     ):
         if asked:
             raise PromptRefused(f"{what} cannot be bought; ask an engine of your own")
@@ -207,7 +208,9 @@ def task_of(prompt: Prompt, *, seed: int, begun: str = "", max_tokens: int = 0) 
             raise PromptRefused("the last message, or that before a begun answer, must be a user's")
         system = messages.pop(0).content if messages[0].role == "system" else ""
         question = messages.pop()
-        history = tuple(Turn(role=m.role, content=m.content) for m in messages)
+        history = tuple(
+            Turn.model_validate({"role": m.role, "content": m.content}) for m in messages
+        )
         return Inference(
             prompt=question.content, system=system, history=history, begun=begun, **options
         )

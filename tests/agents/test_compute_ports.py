@@ -1,0 +1,188 @@
+"""What a prompt may carry, and what is refused before an engine sees it."""
+
+from __future__ import annotations
+
+import pytest
+
+from coase.agents.compute.echo import EchoCompute
+from coase.agents.compute.ports import (
+    EMBED_TEXTS_MAX,
+    IMAGE_SIZE_MAX_BYTES,
+    IMAGES_MAX,
+    IMAGES_SIZE_MAX_BYTES,
+    PROMPT_SIZE_MAX_BYTES,
+    SCHEMA_DEPTH_MAX,
+    SCHEMA_SIZE_MAX_BYTES,
+    TOOL_CALLS_MAX,
+    TOOLS_MAX,
+    Image,
+    Message,
+    ModelInfo,
+    Prompt,
+    PromptRefused,
+    Tool,
+    ToolCall,
+    check_texts,
+)
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PICTURE = Image(PNG + b"whatever")
+WEATHER = Tool(
+    name="weather",
+    description="The weather of a town",
+    parameters={"type": "object", "properties": {"town": {"type": "string"}}},
+)
+
+
+def nested(levels: int) -> dict[str, object]:
+    """Return a schema of so many levels."""
+    schema: dict[str, object] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def test_a_prompt_that_carries_everything_is_in_order() -> None:
+    call = ToolCall(name="weather", arguments='{"town": "Ulm"}', id="1")
+    prompt = Prompt(
+        messages=(
+            Message("user", "Is it raining here?", images=(PICTURE,)),
+            Message("assistant", "", thinking="I had better look", tool_calls=(call,)),
+            Message("tool", "dry", tool_call_id="1", tool_name="weather"),
+        ),
+        tools=(WEATHER,),
+        tool_choice="required",
+        thinking="high",
+        response_schema={"type": "object"},
+        logprobs=True,
+        top_logprobs=3,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.1,
+        frequency_penalty=-1.5,
+        presence_penalty=0.5,
+        repeat_penalty=1.1,
+    )
+    prompt.check()
+    assert prompt.needs() == ("completion", "tools", "vision", "thinking")
+    assert prompt.images == (PICTURE,)
+
+
+def test_what_the_model_reads_is_counted_and_pictures_are_not() -> None:
+    bare = Prompt.ask("Is it raining?")
+    thought = Message("assistant", "No", thinking="dry", tool_calls=(ToolCall(name="w"),))
+    assert Prompt(messages=(*bare.messages, thought)).size_bytes() == bare.size_bytes() + 8
+    seen = Prompt(messages=(Message("user", "Is it raining?", images=(PICTURE,)),))
+    assert seen.size_bytes() == bare.size_bytes()
+    with_tools = Prompt.ask("Is it raining?", tools=(WEATHER,))
+    assert with_tools.size_bytes() > bare.size_bytes() + len(WEATHER.description)
+    unused = Prompt.ask("Is it raining?", tools=(WEATHER,), tool_choice="none")
+    assert unused.size_bytes() == bare.size_bytes()
+    assert unused.needs() == ("completion",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        (Prompt.ask("?", tools=(WEATHER,) * 2), "same name"),
+        (Prompt.ask("?", tools=(Tool(name="a b"),)), "name"),
+        (
+            Prompt.ask("?", tools=tuple(Tool(name=f"t{n}") for n in range(TOOLS_MAX + 1))),
+            f"over {TOOLS_MAX} tools",
+        ),
+        (Prompt.ask("?", tools=(Tool(name="a", parameters={"type": 7}),)), "schema of the tool"),
+        (
+            Prompt.ask("?", tools=(Tool(name="a", description="x" * PROMPT_SIZE_MAX_BYTES),)),
+            "its text is over",
+        ),
+        (Prompt.ask("?", tool_choice="required"), "has none"),
+        (Prompt(text="?", tools=(WEATHER,)), "without tools"),
+        (Prompt(text="?", thinking=True), "without thinking"),
+        (Prompt.ask("?", response_schema={"type": "nothing"}), "schema of the answer is none"),
+        (Prompt.ask("?", response_schema=nested(SCHEMA_DEPTH_MAX)), "levels deep"),
+        (
+            Prompt.ask("?", response_schema={"description": "x" * SCHEMA_SIZE_MAX_BYTES}),
+            "KiB",
+        ),
+        (Prompt.ask("?", top_p=1.5), "top_p"),
+        (Prompt.ask("?", top_p=float("nan")), "top_p"),
+        (Prompt.ask("?", top_logprobs=21), "top_logprobs"),
+        (Prompt.ask("?", frequency_penalty=-3.0), "frequency_penalty"),
+        (Prompt(messages=(Message("user", "?", images=(Image(b"text"),)),)), "no PNG"),
+        (Prompt(messages=(Message("user", "", images=(PICTURE,) * (IMAGES_MAX + 1)),)), "images"),
+        (
+            Prompt(messages=(Message("user", "", images=(Image(PNG + bytes(2**23)),)),)),
+            f"an image is over {IMAGE_SIZE_MAX_BYTES >> 20} MiB",
+        ),
+        (
+            Prompt(messages=(Message("user", "", images=(Image(PNG + bytes(2**22)),) * 3),)),
+            f"together are over {IMAGES_SIZE_MAX_BYTES >> 20} MiB",
+        ),
+        (
+            Prompt(
+                messages=(
+                    Message("assistant", "", tool_calls=(ToolCall(name="w"),) * 65),
+                    Message("user", "?"),
+                )
+            ),
+            f"over {TOOL_CALLS_MAX} tool calls",
+        ),
+    ],
+)
+def test_what_breaks_a_limit_is_refused_with_the_limit(prompt: Prompt, why: str) -> None:
+    with pytest.raises(PromptRefused, match=why):
+        prompt.check()
+
+
+def test_the_kind_of_a_picture_is_what_its_bytes_say() -> None:
+    kinds = {
+        PNG: "image/png",
+        b"\xff\xd8\xff\xe0": "image/jpeg",
+        b"GIF89a": "image/gif",
+        b"RIFF\0\0\0\0WEBPVP8 ": "image/webp",
+        b"RIFF\0\0\0\0WAVE": "",
+        b"": "",
+    }
+    assert {data: Image(data).media_type for data in kinds} == kinds
+
+
+def test_arguments_that_are_no_object_are_read_as_none() -> None:
+    texts = ('{"town": "Ulm"}', "", "[1]", '{"town":', "[" * 100_000)
+    read = [ToolCall(name="w", arguments=text).read() for text in texts]
+    assert read == [{"town": "Ulm"}, {}, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, ""),
+        (999, ""),
+        (45_000, "45K"),
+        (134_515_008, "134M"),
+        (7_615_616_512, "7.6B"),
+        (70_000_000_000, "70B"),
+    ],
+)
+def test_the_size_of_a_model_is_said_as_people_say_it(count: int, shown: str) -> None:
+    assert ModelInfo(name="m", parameter_count=count).parameter_size == shown
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        ([], "no text"),
+        (["a", ""], "empty"),
+        (["a"] * (EMBED_TEXTS_MAX + 1), "over"),
+        (["a" * PROMPT_SIZE_MAX_BYTES, "b"], "bytes"),
+    ],
+)
+def test_texts_beyond_the_limits_are_not_embedded(texts: list[str], why: str) -> None:
+    with pytest.raises(PromptRefused, match=why):
+        check_texts(texts)
+    check_texts(["a" * PROMPT_SIZE_MAX_BYTES])
+
+
+@pytest.mark.anyio
+async def test_a_whole_answer_has_all_that_its_chunks_had() -> None:
+    completion = await EchoCompute().complete(Prompt.ask("one two"))
+    assert (completion.text, completion.thinking, completion.tool_calls) == ("one two", "", ())
