@@ -38,6 +38,7 @@ from coase.protocol.types import AgentId, units_to_text
 from .arbiter import worth_units
 from .bargain import STYLES, BuyerBargain, SellerBargain, Style
 from .buyer import Ask, AskState, BuyerDesk, Wish
+from .charges import charged_to
 from .checks import fault_in_time
 from .declare import models_of, require_ware
 from .job import Job, Shown
@@ -370,6 +371,7 @@ class Agent:
             bids_max=bids_max,
             blocked=frozenset(blocked),
             most_units=max_units,
+            charge=charged_to(),
         )
 
         bargain = partial(self._bargain, wish, strategy, hope_permille, rounds, shortlist)
@@ -399,7 +401,7 @@ class Agent:
             shortlist=shortlist,
             by_rounds=self.by_rounds,
             salt=wish.task.encode(),
-            purse=buying,
+            purse=_AccountRooms(buying, wish.charge.account),
             experience=buying.experience,
         )
 
@@ -667,6 +669,21 @@ class Agent:
         if self.seat is None:
             raise ConfigurationError(f"{self.name} has no place in a node yet")
         return self.seat
+
+
+@dataclass(frozen=True, slots=True)
+class _AccountRooms:
+    """What limits a buyer that charges one account."""
+
+    buying: BuyerDesk
+    account: str
+
+    @property
+    def limited(self) -> bool:
+        return self.buying.limited
+
+    def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
+        return self.buying.rooms(counterparty, now_ms=now_ms, account=self.account)
 
 
 @dataclass(frozen=True, slots=True)

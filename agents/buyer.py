@@ -20,7 +20,7 @@ from coase.protocol.messages import (
     commitment,
     terms_to_wire,
 )
-from coase.protocol.session import Thread
+from coase.protocol.session import NO_CHARGE, Charge, Thread
 from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 
@@ -143,6 +143,8 @@ class Wish:
     blocked: frozenset[str] = frozenset()
     most_units: int = 0
     """The most that the buyer pays, if it says so. It stays here: no request holds it."""
+    charge: Charge = NO_CHARGE
+    """Who within the buyer's own house pays for it."""
 
 
 class AskState(StrEnum):
@@ -235,7 +237,7 @@ class BuyerDesk:
         known = self.asks.get(request_id)
         if known is not None:
             return known, step
-        self.reserve.check(now_ms=now_ms)
+        self.reserve.check(now_ms=now_ms, account=wish.charge.account)
         self.means.check()
         if size_as_json(wish.task) > TASK_SIZE_MAX_BYTES:
             raise LocalProtocolError(f"a task has at most {TASK_SIZE_MAX_BYTES} bytes as JSON")
@@ -366,6 +368,7 @@ class BuyerDesk:
             request=ask.request,
             domain=self.desk.domain,
             secret=ask.secret,
+            charge=ask.wish.charge,
         )
 
     def heard(self, thread: Thread, message: Message, step: Step, *, now_ms: int) -> None:
@@ -470,7 +473,8 @@ class BuyerDesk:
     def _unpaid(self, ask: Ask, thread: Thread, *, now_ms: int) -> None:
         """Remember which limit does not cover the offer in ``thread``."""
         units = exposure(thread.agreed_terms)
-        short = self.reserve.shortfall(units, thread.counterparty, now_ms=now_ms)
+        account = thread.charge.account
+        short = self.reserve.shortfall(units, thread.counterparty, now_ms=now_ms, account=account)
         if short is None:
             try:
                 self.means.accept(units)
@@ -514,7 +518,10 @@ class BuyerDesk:
             raise LocalProtocolError("there is no time left to lock")
         units = exposure(thread.agreed_terms)
         self.means.accept(units)
-        self.reserve.reserve(thread.deal, units, thread.counterparty, now_ms=now_ms)
+        account = thread.charge.account
+        self.reserve.reserve(
+            thread.deal, units, thread.counterparty, now_ms=now_ms, account=account
+        )
         digest = thread.agreed_terms.digest(self.desk.domain)
         body: dict[str, object] = {
             "offer": thread.proposal_id,
@@ -603,9 +610,10 @@ class BuyerDesk:
         """Whether there is any limit to what may be spent."""
         return self.reserve.limited or bool(self.means.rooms())
 
-    def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
+    def rooms(self, counterparty: AgentId, *, now_ms: int, account: str = "") -> dict[str, int]:
         """Return what each limit that concerns a deal with ``counterparty`` has left."""
-        return self.reserve.rooms(counterparty, now_ms=now_ms) | self.means.rooms()
+        rooms = self.reserve.rooms(counterparty, now_ms=now_ms, account=account)
+        return rooms | self.means.rooms()
 
     def judged(self, thread: Thread, *, now_ms: int) -> None:
         """Remember a result, good or bad, of a seller."""

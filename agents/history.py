@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coase.protocol.envelope import Message, parse_body
 from coase.protocol.messages import Evidence, Request
-from coase.protocol.session import Thread
+from coase.protocol.session import NO_CHARGE, Charge, Thread
 from coase.protocol.states import Role
 from coase.protocol.types import How, JobView, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from coase.protocol.terms import Domain
     from coase.protocol.types import AgentId
 
@@ -43,10 +45,21 @@ def summary(thread: Thread) -> bytes:
             "history": [
                 [e.at_ms, e.state, e.role, e.move, e.price_units, e.tx_hash] for e in thread.history
             ],
+            **charge_to_row(thread.charge),
         },
         separators=(",", ":"),
         ensure_ascii=False,
     ).encode()
+
+
+def charge_to_row(charge: Charge) -> dict[str, list[str]]:
+    """Return what a row says of a charge: nothing where there is none, as rows of old say."""
+    return {"charge": [charge.account, charge.reference]} if charge else {}
+
+
+def charge_of_row(row: Mapping[str, Any]) -> Charge:
+    """Return the charge that a row says."""
+    return Charge(*row["charge"]) if "charge" in row else NO_CHARGE
 
 
 def view_to_json(view: JobView, depth_s: int) -> bytes:
@@ -90,6 +103,7 @@ def thread_to_json(thread: Thread) -> bytes:
             "request": thread.request.model_dump_json(),
             "secret": thread.secret.hex(),
             "their_key": thread.their_key,
+            **charge_to_row(thread.charge),
         }
     ).encode()
 
@@ -157,4 +171,5 @@ def thread_from_json(record: Record, holder: str, domain: Domain) -> Thread:
         secret=bytes.fromhex(row["secret"]),
         their_key=row["their_key"],
         opened_ms=record.at_ms,
+        charge=charge_of_row(row),
     )

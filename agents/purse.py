@@ -19,6 +19,8 @@ from coase.protocol.errors import BudgetExhausted, ConfigurationError
 from coase.protocol.states import BOUND, Role, State
 from coase.protocol.types import AgentId, Asset, How, Money
 
+from .history import charge_of_row
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -98,13 +100,15 @@ class OpenPurse:
         """Return why nothing can be bought now, or nothing if something can."""
         return ""
 
-    def check(self, *, now_ms: int) -> None:
+    def check(self, *, now_ms: int, account: str = "") -> None:
         """Return if anything at all may be bought now.
 
         :raises BudgetExhausted: if some limit has nothing left
         """
 
-    def reserve(self, deal: str, units: int, counterparty: AgentId, *, now_ms: int) -> None:
+    def reserve(
+        self, deal: str, units: int, counterparty: AgentId, *, now_ms: int, account: str = ""
+    ) -> None:
         """Set ``units`` aside for ``deal``; the same deal again changes nothing.
 
         :raises BudgetExhausted: if a limit is reached; nothing was set aside
@@ -123,12 +127,12 @@ class OpenPurse:
     def release(self, deal: str, *, now_ms: int) -> None:
         """Give all back that was set aside for ``deal``, if anything was."""
 
-    def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
+    def rooms(self, counterparty: AgentId, *, now_ms: int, account: str = "") -> dict[str, int]:
         """Return what each limit that concerns a deal with ``counterparty`` has left."""
         return {}
 
     def shortfall(
-        self, units: int, counterparty: AgentId, *, now_ms: int
+        self, units: int, counterparty: AgentId, *, now_ms: int, account: str = ""
     ) -> BudgetExhausted | None:
         """Return which limit does not cover ``units``, or None if all do."""
         return None
@@ -138,7 +142,13 @@ class OpenPurse:
         for thread in threads:
             if thread.side is Role.BUYER and thread.accept_id:
                 units, at_ms = exposure(thread.agreed_terms), accepted_ms(thread)
-                self.reserve(thread.deal, units, thread.counterparty, now_ms=at_ms)
+                self.reserve(
+                    thread.deal,
+                    units,
+                    thread.counterparty,
+                    now_ms=at_ms,
+                    account=thread.charge.account,
+                )
 
 
 class Purse(OpenPurse):
@@ -155,6 +165,8 @@ class Purse(OpenPurse):
         self.asset = asset
         self.book = Book()
         self.envelope = SpendEnvelope(asset, budget.limits(asset), name=name, parent=parent)
+        self.accounts: dict[str, SpendEnvelope] = {}
+        """Of those within this purse that have limits of their own, below its own."""
         self._open: dict[str, _Held] = {}
         self._count = 0
         self._ended = 0
@@ -169,8 +181,8 @@ class Purse(OpenPurse):
 
     @property
     def limited(self) -> bool:
-        """Whether there is any limit, of this purse or above it."""
-        return self.envelope.limited
+        """Whether there is any limit, of this purse, above it, or of one of its accounts."""
+        return any(own.limited for own in (self.envelope, *self.accounts.values()))
 
     def change(self, budget: Budget) -> None:
         """Keep to another budget from now on; what is spent and promised counts against it.
@@ -192,6 +204,27 @@ class Purse(OpenPurse):
         elif less := min(-more, balance.available_units):
             self.book.withdraw(name, Money(self.asset, less))
 
+    def set_account(self, name: str, budget: Budget) -> None:
+        """Keep the account ``name`` to ``budget`` from now on; what it spent counts against it.
+
+        :raises ConfigurationError: if a limit is finer than the asset's smallest unit
+        """
+        self._account(name).change(budget.limits(self.asset))
+
+    def held_by(self, account: str) -> int:
+        """Return what is promised or locked now by one account."""
+        return sum(held.units for held in self._open.values() if held.account == account)
+
+    def _account(self, name: str) -> SpendEnvelope:
+        """Return the limits of an account; one that nobody has named has none of its own."""
+        if not name:
+            return self.envelope
+        if name not in self.accounts:
+            self.accounts[name] = SpendEnvelope(
+                self.asset, SpendLimits(), name=f"account {name}", parent=self.envelope
+            )
+        return self.accounts[name]
+
     @property
     def balance(self) -> Balance:
         """What is available, promised or locked, and spent; without a total nothing waits."""
@@ -206,24 +239,26 @@ class Purse(OpenPurse):
         """What is promised or locked now, in all."""
         return sum(self.held().values())
 
-    def check(self, *, now_ms: int) -> None:
+    def check(self, *, now_ms: int, account: str = "") -> None:
         """Return if anything at all may be bought now.
 
         :raises BudgetExhausted: if some limit has nothing left
         """
-        short = self.shortfall(1, "", now_ms=now_ms)
+        short = self.shortfall(1, "", now_ms=now_ms, account=account)
         if short is not None:
             raise short
 
-    def reserve(self, deal: str, units: int, counterparty: AgentId, *, now_ms: int) -> None:
+    def reserve(
+        self, deal: str, units: int, counterparty: AgentId, *, now_ms: int, account: str = ""
+    ) -> None:
         """Set ``units`` aside for ``deal``; the same deal again changes nothing.
 
         :raises BudgetExhausted: if a limit is reached; nothing was set aside
         """
         if deal in self._open:
             return
-        held, amount = self._next(deal, units), Money(self.asset, units)
-        self.envelope.reserve(
+        held, amount = self._next(deal, units, account), Money(self.asset, units)
+        self._account(account).reserve(
             held.lock_id, amount, counterparty=counterparty, now_s=now_ms // 1_000
         )
         self._hold(deal, held)
@@ -264,7 +299,7 @@ class Purse(OpenPurse):
         if held is None:
             return
         spent = Money(self.asset, units)
-        self.envelope.settle(held.lock_id, spent, now_s=now_ms // 1_000)
+        self._account(held.account).settle(held.lock_id, spent, now_s=now_ms // 1_000)
         if units:
             self.book.post(held.lock_id, spent)
         else:
@@ -277,15 +312,16 @@ class Purse(OpenPurse):
         """Give all back that was set aside for ``deal``, if anything was."""
         self.spend(deal, 0, now_ms=now_ms)
 
-    def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
+    def rooms(self, counterparty: AgentId, *, now_ms: int, account: str = "") -> dict[str, int]:
         """Return what each limit that concerns a deal with ``counterparty`` has left."""
-        return self.envelope.rooms(counterparty=counterparty, now_s=now_ms // 1_000)
+        envelope = self._account(account)
+        return envelope.rooms(counterparty=counterparty, now_s=now_ms // 1_000)
 
     def shortfall(
-        self, units: int, counterparty: AgentId, *, now_ms: int
+        self, units: int, counterparty: AgentId, *, now_ms: int, account: str = ""
     ) -> BudgetExhausted | None:
         """Return which limit does not cover ``units``, or None if all do."""
-        for name, left in self.rooms(counterparty, now_ms=now_ms).items():
+        for name, left in self.rooms(counterparty, now_ms=now_ms, account=account).items():
             if units > left:
                 return BudgetExhausted(limit=name, asked_units=units, left_units=max(left, 0))
         return None
@@ -303,15 +339,17 @@ class Purse(OpenPurse):
                 exposure(t.agreed_terms),
                 None,
                 locked=t.state in BOUND - {State.AGREED},
+                account=t.charge.account,
             )
             for t in threads
             if t.side is Role.BUYER and t.accept_id
         }
         past |= {s.deal: s for row in summaries if (s := _spend_of(row)) is not None}
         for spend in sorted(past.values(), key=lambda spend: (spend.at_ms, spend.deal)):
-            held, at_s = self._next(spend.deal, spend.units), spend.at_ms // 1_000
-            amount = Money(self.asset, held.units)
-            self.envelope.recall(held.lock_id, amount, counterparty=spend.counterparty, now_s=at_s)
+            held = self._next(spend.deal, spend.units, spend.account)
+            amount, at_s = Money(self.asset, held.units), spend.at_ms // 1_000
+            envelope = self._account(spend.account)
+            envelope.recall(held.lock_id, amount, counterparty=spend.counterparty, now_s=at_s)
             self._hold(spend.deal, held)
             if spend.locked:
                 self.lock(spend.deal, now_ms=spend.at_ms)
@@ -332,10 +370,10 @@ class Purse(OpenPurse):
             again = self.book.lock if locked else self.book.reserve
             again(held.lock_id, Money(self.asset, held.units))
 
-    def _next(self, deal: str, units: int) -> _Held:
+    def _next(self, deal: str, units: int, account: str) -> _Held:
         # A deal may be given up and taken again, and each time is a lock of its own.
         self._count += 1
-        return _Held(f"{deal} {self._count}", units)
+        return _Held(f"{deal} {self._count}", units, account)
 
     def _hold(self, deal: str, held: _Held) -> None:
         short = held.units - self.balance.available_units
@@ -352,6 +390,7 @@ class _Held:
 
     lock_id: str
     units: int
+    account: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +403,7 @@ class _Spend:
     units: int
     spent_units: int | None
     locked: bool = False
+    account: str = ""
 
 
 def exposure(terms: Terms) -> int:
@@ -426,7 +466,8 @@ def _spend_of(row: Mapping[str, Any]) -> _Spend | None:
         to_buyer_units=int(row["to_buyer_units"]),
         how=How[row["how"].upper()],
     )
-    return _Spend(at_ms, row["deal"], row["counterparty"], price + bond, spent)
+    account = charge_of_row(row).account
+    return _Spend(at_ms, row["deal"], row["counterparty"], price + bond, spent, account=account)
 
 
 def rows_of(summaries: Iterable[tuple[AgentId, str, bytes]]) -> list[dict[str, Any]]:

@@ -84,6 +84,23 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """For whom, within the holder, a deal is made. No counterparty hears of it."""
+
+    account: str = ""
+    """Which account within the holder's purse pays; nothing: the purse by itself."""
+    reference: str = ""
+    """What it is for there, such as the id of a call."""
+
+    def __bool__(self) -> bool:
+        """Return whether it says anything."""
+        return bool(self.account or self.reference)
+
+
+NO_CHARGE: Final = Charge()
+
+
+@dataclass(frozen=True, slots=True)
 class Thread:
     """One buyer, one seller, and all that was said between them about one request."""
 
@@ -123,6 +140,7 @@ class Thread:
     why: str = ""
     """Why the thread ended, where the state alone does not tell."""
     history: tuple[Entry, ...] = ()
+    charge: Charge = NO_CHARGE
 
     @property
     def agreed_terms(self) -> Terms:

@@ -73,7 +73,9 @@ def test_an_accept_that_the_purse_refuses_is_undone_and_the_next_best_is_taken()
     cheap = market.sellers[0].desk.me
 
     class Picky(Purse):
-        def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+        def reserve(
+            self, deal: str, units: int, counterparty: str, *, now_ms: int, account: str = ""
+        ) -> None:
             if counterparty == cheap:
                 raise BudgetExhausted(limit="whim", asked_units=units, left_units=0)
             super().reserve(deal, units, counterparty, now_ms=now_ms)

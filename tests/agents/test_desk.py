@@ -564,7 +564,9 @@ class EmptyPurse(OpenPurse):
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+    def reserve(
+        self, deal: str, units: int, counterparty: str, *, now_ms: int, account: str = ""
+    ) -> None:
         self.asked.append(units)
         raise BudgetExhausted(limit="day", asked_units=units, left_units=0)
 
@@ -579,7 +581,9 @@ class Ledger(OpenPurse):
         self.aside: dict[str, int] = {}
         self.most = 0
 
-    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+    def reserve(
+        self, deal: str, units: int, counterparty: str, *, now_ms: int, account: str = ""
+    ) -> None:
         self.aside[deal] = units
         self.most = max(self.most, sum(self.aside.values()))
 

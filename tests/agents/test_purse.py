@@ -271,7 +271,9 @@ def test_a_restart_keeps_what_is_locked_and_what_is_spent_and_no_more() -> None:
 class Forgetful(Purse):
     """Says yes and writes nothing down."""
 
-    def reserve(self, deal: str, units: int, counterparty: str, *, now_ms: int) -> None:
+    def reserve(
+        self, deal: str, units: int, counterparty: str, *, now_ms: int, account: str = ""
+    ) -> None:
         """Forget it."""
 
 
