@@ -407,6 +407,8 @@ class Reader:
     registry: str
     """The identity registry's address."""
     tokens: frozenset[str]
+    channels: str = CHANNELS
+    """The channels whose claims count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +462,7 @@ def _read_payment(
         config = proof.channel
         channel_id = config.channel_id(channels_domain(reader.chain_id, log.contract))
         buyer, seller, token = config.payer, config.receiver, config.token
-        if log.contract != CHANNELS or log.channel_id != channel_id:
+        if log.contract != reader.channels or log.channel_id != channel_id:
             return Flaw.OTHER_PAYMENT
     else:
         buyer, seller, token = log.buyer, log.seller, log.token

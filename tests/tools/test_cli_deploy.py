@@ -19,8 +19,10 @@ import pytest
 from coase.agents.config import load_network
 from coase.escrow.backends.evm.artifacts import artifact
 from coase.escrow.backends.evm.deploy import created_by_proxy, escrow_address
+from coase.escrow.backends.evm.fixed import IDENTITY_REGISTRY
 from coase.escrow.backends.keystore import names_in
 from coase.escrow.presets import BASE, DEPLOYER_PROXY, DEPLOYER_PROXY_CODE
+from coase.escrow.voucher import CHANNELS
 from tests.escrow.odd_tokens import PLAIN
 from tests.tools.commands import PATIENCE_S, Home, eventually
 
@@ -86,7 +88,11 @@ def home(tmp_path: Path) -> Home:
 def test_planned_made_found_again_and_written_for_others(home: Home, chain: Chain) -> None:
     deploying = ("deploy", "--rpc", chain.rpc)
     told = home.json(*deploying, "--dry-run")
-    assert [piece["there"] for piece in told["pieces"]] == [False] * 3
+    # What everybody knows by its address is on this chain from its first block.
+    there = {piece["what"]: piece["there"] for piece in told["pieces"]}
+    assert [what for what in there if not there[what]] == ["token", "factory", "escrow"]
+    assert there["channels"]
+    assert there["reputation_registry"]
     assert told["pieces"][1]["address"] == FACTORY
     assert int(told["cost_max_wei"]) == int(told["gas_price_max_wei"]) * told["gas"] > 0
     assert not home.path.exists()  # A plan leaves nothing behind.
@@ -103,13 +109,15 @@ def test_planned_made_found_again_and_written_for_others(home: Home, chain: Chai
     assert (network.token, network.escrow) == (made["token"], made["escrow"])
     assert (network.rpc, network.from_block) == (chain.rpc, made["from_block"])
     assert not network.faucet
+    assert (network.channels, network.vault) == (CHANNELS, "")
+    assert network.identity_registry == IDENTITY_REGISTRY
 
     again = home.json(*deploying, "--network", str(file))
-    assert [piece["there"] for piece in again["pieces"]] == [True] * 3
+    assert all(piece["there"] for piece in again["pieces"])
     assert again["paid_wei"] == "0"
     assert load_network(file) == network
     shown = home.call(*deploying, "--dry-run").stdout
-    assert shown.count("there, checked") == 3
+    assert shown.count("there, checked") == len(told["pieces"])
     assert "nothing was sent; the missing parts cost at most 0.000000" in shown
 
     # The same file for another network would send its readers elsewhere.
@@ -224,6 +232,8 @@ def test_on_anvil(home: Home) -> None:
         eventually(lambda: home.run("deploy", "--rpc", rpc, "--dry-run", code=None).returncode == 0)
         made = home.json("deploy", "--rpc", rpc)
         assert made["factory"] == FACTORY  # anvil is born with the proxy.
+        # Whoever runs it may put code anywhere: so where stock clients look for it.
+        assert (made["channels"], made["identity_registry"]) == (CHANNELS, IDENTITY_REGISTRY)
         assert home.json("deploy", "--rpc", rpc)["paid_wei"] == "0"
     finally:
         anvil.kill()

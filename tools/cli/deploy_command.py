@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coase.agents.config import Network
     from coase.escrow.backends.evm.chain import EvmChain
     from coase.escrow.backends.evm.deploy import Deployment, Piece
+    from coase.escrow.backends.evm.deploy_known import Wanted
     from coase.escrow.chains import ChainKind
     from coase.escrow.presets import Preset
     from coase.protocol.identity import Identity
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 DEPLOYER: Final = "deployer"
 NATS_DEFAULT: Final = "nats://127.0.0.1:4222"
 JOURNAL: Final = "journal.sqlite"
+_OWNERS: Final = ("token", "escrow", "vault", "panels")
+"""Where these are follows from who makes the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Wish:
     token: str
     new_token: bool
     stakes: bool
+    channels: bool
+    registries: bool
     network: Path | None
     state: Path | None
     net: str
@@ -59,6 +64,12 @@ def deploy(
     stakes: Annotated[
         bool, typer.Option("--stakes", help="Also the vault of stakes and the factory of panels.")
     ] = False,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="Also payment channels, where x402's are missing.")
+    ] = False,
+    registries: Annotated[
+        bool, typer.Option("--registries", help="Also ERC-8004's registries, where missing.")
+    ] = False,
     network: Annotated[
         Path | None, typer.Option(help="Write what others need to this file (mode 0600).")
     ] = None,
@@ -77,6 +88,8 @@ def deploy(
 ) -> None:
     """Put the contracts on a chain: factory and escrow, and on a test chain a token.
 
+    Payment channels and ERC-8004's registries are found where everybody knows them; on a
+    development chain, or if you say so, they are put there where they are missing.
     Where the deterministic deployer is, the addresses follow from the code alone. Killed at any
     moment it goes on when it is started again, and what is there is compared byte for byte.
 
@@ -88,6 +101,8 @@ def deploy(
         token=token.lower(),
         new_token=new_token,
         stakes=stakes,
+        channels=channels,
+        registries=registries,
         network=network,
         state=state,
         net=net,
@@ -116,16 +131,17 @@ async def _deploy(wish: Wish) -> dict[str, Any]:
         if token:
             await _require_money(chain, token, known)
         home = wish.state or state_home() / "deploy" / str(chain.chain_id)
-        if wish.dry_run:
-            return await _plan(chain, home, token, kind, wish.stakes)
         file = _earlier(wish)  # Before anything is paid for: may the file be written at all?
+        wanted = _wanted(wish, known, file, kind)
+        if wish.dry_run:
+            return await _plan(chain, home, token, kind, wish, wanted)
         directory = StateDirectory(home)
         try:
             journal = SqliteJournal(home / JOURNAL)
             try:
                 chain.store = SqliteTxStore(journal)
                 key = _key(home, kind)
-                return await _perform(chain, key, token, known, wish, file, kind)
+                return await _perform(chain, key, token, known, wish, file, kind, wanted)
             finally:
                 await journal.close()
         finally:
@@ -246,18 +262,47 @@ def _earlier(wish: Wish) -> Network | None:
     return load_network(wish.network)
 
 
+def _wanted(wish: Wish, known: Preset | None, file: Network | None, kind: ChainKind) -> Wanted:
+    """Return what is to stand beside the escrow that everybody knows by its address."""
+    from coase.escrow.backends.evm.deploy_known import Wanted
+    from coase.escrow.chains import ChainKind
+
+    own = kind is ChainKind.LOCAL
+    wanted = Wanted(channels=wish.channels or own, registries=wish.registries or own)
+    for place in (file, known):
+        if place is not None and place.identity_registry and place.reputation_registry:
+            return replace(
+                wanted,
+                identity_registry=place.identity_registry,
+                reputation_registry=place.reputation_registry,
+            )
+    return wanted
+
+
+async def _pieces(
+    chain: EvmChain, owner: str, token: str, wish: Wish, wanted: Wanted
+) -> tuple[Piece, ...]:
+    """Return what is there and what is missing, of all that was asked for."""
+    from coase.escrow.backends.evm.deploy import plan
+    from coase.escrow.backends.evm.deploy_known import plan_known, require_made
+
+    beside = await plan_known(chain, wanted)
+    if wish.channels:
+        require_made(beside, "channels")
+    return (*await plan(chain, owner, token=token, beside=wish.stakes), *beside)
+
+
 async def _plan(
-    chain: EvmChain, home: Path, token: str, kind: ChainKind, stakes: bool
+    chain: EvmChain, home: Path, token: str, kind: ChainKind, wish: Wish, wanted: Wanted
 ) -> dict[str, Any]:
     """Return what is there and what the rest costs; nothing is written anywhere."""
-    from coase.escrow.backends.evm.deploy import plan
     from coase.protocol.types import ZERO_ADDRESS
 
     owner = _known_address(home)
-    pieces = await plan(chain, owner or ZERO_ADDRESS, token=token, beside=stakes)
+    pieces = await _pieces(chain, owner or ZERO_ADDRESS, token, wish, wanted)
     if not owner and not token:  # All others follow from the owner of the new token.
         pieces = tuple(
-            piece if piece.what == "factory" else replace(piece, address="") for piece in pieces
+            replace(piece, address="") if piece.what in _OWNERS else piece for piece in pieces
         )
     price_wei, _ = await chain.fees()
     return {
@@ -316,11 +361,14 @@ async def _perform(
     wish: Wish,
     file: Network | None,
     kind: ChainKind,
+    wanted: Wanted,
 ) -> dict[str, Any]:
+    from coase.agents.beside import BESIDE
     from coase.escrow.backends.evm import deploy as deploying
+    from coase.escrow.backends.evm.deploy_known import deploy_known
     from coase.escrow.backends.evm.settlement import token_facts
 
-    pieces = await deploying.plan(chain, key.address, token=token, beside=wish.stakes)
+    pieces = await _pieces(chain, key.address, token, wish, wanted)
     _refuse_other(wish, file, chain.chain_id, pieces)
     await _require_coin(chain, key.address, pieces, kind)
     before_wei = await chain.coin(key.address)
@@ -328,13 +376,13 @@ async def _perform(
         if not piece.there:
             say(f"putting the {piece.what} on chain {chain.chain_id} …")
     made = await deploying.deploy(chain, key, token=token)
-    vault, panels = "", ""
+    places = await deploy_known(chain, key, wanted)
     if wish.stakes:
-        vault, panels = await deploying.deploy_beside(chain, key, made)
+        places["vault"], places["panels"] = await deploying.deploy_beside(chain, key, made)
+    beside = {name: places.get(name, "") for name in BESIDE}
     facts = await token_facts(chain, made.token)
     written = ""
     if wish.network is not None:
-        beside = {"vault": vault, "panels": panels}
         written = str(_write(wish, wish.network, file, made, known, facts.asset, beside))
     return {
         "chain_id": made.chain_id,
@@ -345,8 +393,7 @@ async def _perform(
         "decimals": facts.asset.decimals,
         "factory": made.factory,
         "escrow": made.escrow,
-        "vault": vault,
-        "panels": panels,
+        **beside,
         "from_block": made.block,
         "pieces": [_row(piece) for piece in pieces],
         "paid_wei": str(before_wei - await chain.coin(key.address)),
@@ -457,7 +504,8 @@ def _show(document: dict[str, Any]) -> None:
     from coase.escrow.backends.evm.chain import coin_text
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("what", "address", "state"):
+    table.add_column("what")
+    for column in ("address", "state"):
         table.add_column(column, no_wrap=True)
     table.add_column("gas", justify="right")
     for row in document["pieces"]:
@@ -465,7 +513,8 @@ def _show(document: dict[str, Any]) -> None:
         if not document["dry_run"]:
             state = "there, checked" if row["there"] else "made, checked"
         address = document.get(row["what"]) or row["address"] or "(follows from the key)"
-        table.add_row(row["what"], address, state, f"{row['gas']:,}" if row["gas"] else "")
+        name = row["what"].replace("_", " ")
+        table.add_row(name, address, state, f"{row['gas']:,}" if row["gas"] else "")
     out.print(table)
     if document["dry_run"]:
         cost = coin_text(int(document["cost_max_wei"]))

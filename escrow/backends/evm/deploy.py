@@ -36,6 +36,11 @@ GAS_MEASURED: Final = {
     "escrow": 4_400_000,
     "vault": 1_500_000,
     "panels": 1_300_000,
+    "channels": 2_100_000,
+    "erc3009_collector": 250_000,
+    "permit2_collector": 430_000,
+    "identity_registry": 1_750_000,
+    "reputation_registry": 1_750_000,
 }
 CONTRACTS: Final = {
     "token": "CoaseToken",
@@ -43,6 +48,11 @@ CONTRACTS: Final = {
     "escrow": "JobEscrow",
     "vault": "StakeVault",
     "panels": "PanelFactory",
+    "channels": "PaymentChannels",
+    "erc3009_collector": "ERC3009Collector",
+    "permit2_collector": "Permit2Collector",
+    "identity_registry": "IdentityRegistry",
+    "reputation_registry": "ReputationRegistry",
 }
 BESIDE: Final = ("vault", "panels")
 """What may stand beside an escrow: the vault of sellers' stakes, the factory of panels."""
@@ -69,7 +79,7 @@ class Piece:
     """One contract of a deployment: where it is or will be, and what it takes to put it there."""
 
     what: str
-    """token, factory, escrow, vault or panels."""
+    """A key of ``CONTRACTS``, or what else stands where everybody knows it."""
     address: str
     """Empty if it will follow from the deployer's nonce."""
     there: bool
@@ -97,7 +107,7 @@ async def plan(
             address = created_by_proxy(_beside_code(what, maker, coin))
             there = bool(await chain.code(address))
         if there:
-            await _require(chain, address, CONTRACTS[what])
+            await require_code(chain, address, CONTRACTS[what])
         more.append(Piece(what, address, there=there, gas=0 if there else GAS_MEASURED[what]))
     return (*pieces, *more)
 
@@ -113,7 +123,7 @@ async def _plan(chain: EvmChain, owner: str, *, token: str, factory: str) -> tup
         return (*pieces, Piece("escrow", "", there=False, gas=GAS_MEASURED["escrow"]))
     escrow = escrow_address(maker, coin)
     if await chain.code(escrow):
-        await _require(chain, escrow, "JobEscrow")
+        await require_code(chain, escrow, "JobEscrow")
         return (*pieces, Piece("escrow", escrow, there=True, gas=0))
     ready = all(piece.there for piece in pieces)
     data = factory_abi().encode("deploy", coin)
@@ -126,12 +136,12 @@ async def _piece(chain: EvmChain, what: str, given: str, owner: str, *, proxy: b
         if what == "token":
             await _require_token(chain, given)
         else:
-            await _require(chain, given, CONTRACTS[what])
+            await require_code(chain, given, CONTRACTS[what])
         return Piece(what, given, there=True, gas=0)
     code = _code_of(what, owner)
     address = created_by_proxy(code) if proxy else ""
     if address and await chain.code(address):
-        await _require(chain, address, CONTRACTS[what])
+        await require_code(chain, address, CONTRACTS[what])
         return Piece(what, address, there=True, gas=0)
     gas = await _estimate(chain, owner, *((DEPLOYER_PROXY, SALT + code) if proxy else ("", code)))
     return Piece(what, address, there=False, gas=gas or GAS_MEASURED[what])
@@ -167,7 +177,7 @@ async def deploy(
     else:
         token = await _create(chain, identity, "token", name)
     if factory:
-        await _require(chain, factory, "EscrowFactory")
+        await require_code(chain, factory, "EscrowFactory")
     else:
         factory = await _create(chain, identity, "factory", name)
     escrow = await escrow_of(chain, factory, token)
@@ -183,7 +193,7 @@ async def deploy(
         request = Request(factory, data, DEPLOY_GAS)
         receipt = await chain.send(f"{name}/escrow/{token}", identity, request, factory_abi())
         start = receipt.block
-    await _require(chain, escrow, "JobEscrow")
+    await require_code(chain, escrow, "JobEscrow")
     return Deployment(chain.chain_id, token, factory, escrow, start)
 
 
@@ -198,7 +208,7 @@ async def deploy_beside(
     for what in BESIDE:
         code = _beside_code(what, made.factory, made.token)
         effect = f"{what}/{made.token}"
-        where.append(await _put(chain, identity, f"{name}/{effect}", code, what))
+        where.append(await put(chain, identity, f"{name}/{effect}", code, what))
     return where[0], where[1]
 
 
@@ -257,11 +267,15 @@ def _code_of(what: str, owner: str) -> bytes:
 
 
 async def _create(chain: EvmChain, identity: Identity, what: str, name: str) -> str:
-    return await _put(chain, identity, f"{name}/{what}", _code_of(what, identity.address), what)
+    return await put(chain, identity, f"{name}/{what}", _code_of(what, identity.address), what)
 
 
-async def _put(chain: EvmChain, identity: Identity, effect_id: str, code: bytes, what: str) -> str:
-    """Put a contract there, unless it is, and return its address."""
+async def put(chain: EvmChain, identity: Identity, effect_id: str, code: bytes, what: str) -> str:
+    """Put a contract there, unless it is, and return its address.
+
+    :raises ConfigurationError: if something else is there
+    :raises CallReverted: if the chain refuses the code
+    """
     abi = token_abi() if what == "token" else factory_abi()
     if not await has_proxy(chain):
         receipt = await chain.send(effect_id, identity, Request("", code, DEPLOY_GAS), abi)
@@ -270,7 +284,7 @@ async def _put(chain: EvmChain, identity: Identity, effect_id: str, code: bytes,
         address = created_by_proxy(code)
         if not await chain.code(address):
             await _by_proxy(chain, identity, effect_id, code, abi, address)
-    await _require(chain, address, CONTRACTS[what])
+    await require_code(chain, address, CONTRACTS[what])
     return address
 
 
@@ -286,7 +300,11 @@ async def _by_proxy(
             raise
 
 
-async def _require(chain: EvmChain, address: str, what: str) -> None:
+async def require_code(chain: EvmChain, address: str, what: str) -> None:
+    """Return if at ``address`` is the code of the contract ``what``, byte for byte.
+
+    :raises ConfigurationError: if not
+    """
     if not artifact(what).same_code(await chain.code(address)):
         raise ConfigurationError(
             f"at {address} on chain {chain.chain_id} is no {what} of this version"
