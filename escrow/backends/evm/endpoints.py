@@ -79,7 +79,7 @@ class Endpoints(Endpoint):
         self._trust = trust or Trust()
         self._now_s = now_s
         self._members = [_Member(Endpoint(name)) for name in names]
-        self.provider = self._members[0].endpoint.provider
+        self.connection = self._members[0].endpoint.connection
         self._highest: tuple[int, float] | None = None
 
     async def meet(self) -> int:
@@ -161,7 +161,7 @@ class Endpoints(Endpoint):
         member.away_until, member.failures, member.why = 0.0, 0, ""
         if self.url != member.endpoint.url:
             log.warning("the chain is asked at %s now", member.endpoint.url)
-            self.url, self.provider = member.endpoint.url, member.endpoint.provider
+            self.url, self.connection = member.endpoint.url, member.endpoint.connection
 
     def _leave(self, member: _Member, why: str) -> None:
         clock = asyncio.get_running_loop().time()

@@ -1,31 +1,26 @@
 """One JSON-RPC endpoint: kept connections, named failures, and blocks as they come.
 
-Requests go through web3's provider, but raw: its formatters cost more than the network here. The
-provider's own session closes the connection after every request, so ours is put in its place.
+Requests are plain JSON-RPC. web3's formatters cost more than the network here, and loading web3 a
+second of every command's time: whoever wants it is given it on the same connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
+import itertools
+import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from coase.protocol.errors import ChainUnavailable, ConfigurationError
 
-# A part of web3 raises Python's limit of recursion to 100,000 when it is loaded. With that, a few
-# bytes of deeply nested JSON from a stranger run a parser out of its stack and end the process.
-_recursion_limit = sys.getrecursionlimit()
-from web3 import AsyncHTTPProvider, AsyncWeb3  # noqa: E402
-from web3.types import RPCEndpoint, RPCResponse  # noqa: E402
-
-sys.setrecursionlimit(_recursion_limit)
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from web3 import AsyncWeb3
 
 REQUEST_MAX_S: Final = 10.0  # An endpoint that needs longer is as good as gone; we ask again.
 CONNECTIONS_MAX: Final = 16
@@ -118,13 +113,13 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
         task.exception()  # Whoever waited has seen it; if nobody did, nobody cared.
 
 
-class _Provider(AsyncHTTPProvider):
-    """web3's provider on a session that keeps its connections, without retries or a cache."""
+class Connection:
+    """Carries JSON-RPC over kept connections, without retries."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, exception_retry_configuration=None, cache_allowed_requests=False)
-        self._url = url
+        self.url = url
         self._session: aiohttp.ClientSession | None = None
+        self._ids = itertools.count(1)
 
     async def post(self, body: bytes) -> bytes:
         """Send one body and return the answer's."""
@@ -134,22 +129,29 @@ class _Provider(AsyncHTTPProvider):
                 timeout=aiohttp.ClientTimeout(total=REQUEST_MAX_S),
                 headers={"Content-Type": "application/json"},
                 # A proxy of the environment is for the world outside, not for this machine.
-                trust_env=urlsplit(self._url).hostname not in _LOOPBACK,
+                trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
             )
-        async with self._session.post(self._url, data=body) as response:
+        async with self._session.post(self.url, data=body) as response:
             response.raise_for_status()
             return await response.read()
 
-    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:
-        return await self.post(request_data)
+    async def call(self, requests: Sequence[tuple[str, list[Any]]]) -> Any:
+        """Return the answer to one request, or to a batch of several, as the endpoint gives it.
 
-    async def make_batch_request(
-        self, batch_requests: list[tuple[RPCEndpoint, Any]]
-    ) -> list[RPCResponse] | RPCResponse:
-        body = self.encode_batch_rpc_request(batch_requests)
-        return cast("list[RPCResponse]", self.decode_rpc_response(await self.post(body)))
+        :raises ValueError: if it is no JSON
+        """
+        bodies = [
+            {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
+            for method, params in requests
+        ]
+        answer = await self.post(json.dumps(bodies[0] if len(bodies) == 1 else bodies).encode())
+        try:
+            return json.loads(answer)
+        except RecursionError as error:
+            raise ValueError("its answer is nested too deeply") from error
 
-    async def disconnect(self) -> None:
+    async def close(self) -> None:
+        """Close what is open. Safe to repeat."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -162,13 +164,15 @@ class Endpoint:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ConfigurationError(f"{url!r} is no http or https endpoint of a chain")
         self.url = url
-        self.provider = _Provider(url)
+        self.connection = Connection(url)
         self._latest = Shared(self._fetch_latest)
 
     @property
     def web3(self) -> AsyncWeb3[Any]:
         """A web3 object on the same connections, for whatever else one wants to ask."""
-        return AsyncWeb3(self.provider)
+        from .stock import web3_on  # Late: see the head of this module.
+
+        return web3_on(self.connection)
 
     async def ask(self, method: str, *params: Any) -> Any:
         """Return the result of one request.
@@ -176,7 +180,7 @@ class Endpoint:
         :raises RpcFailed: if the endpoint answers with an error
         """
         try:
-            response = await self.provider.make_request(RPCEndpoint(method), list(params))
+            response = await self.connection.call([(method, list(params))])
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise self.unavailable(error) from error
         return self._result(method, response)
@@ -192,9 +196,8 @@ class Endpoint:
             if len(part) == 1:
                 results.append(await self.ask(part[0][0], *part[0][1]))
                 continue
-            batch = [(RPCEndpoint(method), params) for method, params in part]
             try:
-                answers = await self.provider.make_batch_request(batch)
+                answers = await self.connection.call(part)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise self.unavailable(error) from error
             if not isinstance(answers, list):
@@ -260,4 +263,4 @@ class Endpoint:
     async def close(self) -> None:
         """Close the connections. Safe to repeat."""
         await self._latest.close()
-        await self.provider.disconnect()
+        await self.connection.close()
