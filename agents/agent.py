@@ -421,10 +421,9 @@ class Agent:
         key: str,
     ) -> Purchase[Any]:
         """Buy, and again from others if it fails, each time with a new bargain."""
-        me = self._buying().desk.me
         last = DealFailed("lapsed", "no try was allowed")
         for number in range(max(tries, 1)):
-            request_id = keccak256(f"{me}/{key}/{number}".encode())[:16].hex() if key else ""
+            request_id = self.request_of(key, number) if key else ""
             past = self._past(request_id)
             try:
                 if past is not None:
@@ -514,6 +513,11 @@ class Agent:
             paused = Step(effects=[Notice("paused", request_id, detail=why)])
             self._running().apply(self._seat(), paused)
             raise
+
+    def request_of(self, key: str, number: int = 0) -> str:
+        """Return the id of the request that a purchase with this key makes in its first try."""
+        me = self._buying().desk.me
+        return keccak256(f"{me}/{key}/{number}".encode())[:16].hex()
 
     def _past(self, request_id: str) -> Past | None:
         """Return what came of a request that is over, if only the journal still knows of it."""
