@@ -470,6 +470,12 @@ def _spend_of(row: Mapping[str, Any]) -> _Spend | None:
     return _Spend(at_ms, row["deal"], row["counterparty"], price + bond, spent, account=account)
 
 
+def spent_in_row(row: Mapping[str, Any]) -> int | None:
+    """Return what a deal cost its buyer by the summary of it; None if we did not buy in it."""
+    spend = _spend_of(row)
+    return spend.spent_units if spend is not None else None
+
+
 def rows_of(summaries: Iterable[tuple[AgentId, str, bytes]]) -> list[dict[str, Any]]:
     """Return the summaries of a journal as what they say."""
     return [json.loads(data) for _, _, data in summaries if data]

@@ -30,6 +30,8 @@ from coase.agents.compute.ports import (
 from coase.agents.compute.router import ModelUnknown, RouterCompute
 from coase.protocol.errors import BudgetExhausted, CoaseError
 
+from .calls import Told, call_of
+
 # A prompt of the largest size, with every character escaped.
 BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
 BODY_MAX_S: Final = 30  # Whoever sends more slowly holds a place that others need.
@@ -54,7 +56,8 @@ def wrong(error: CoaseError) -> Wrong:
         case PromptRefused():
             return Wrong(400, str(error))
         case BudgetExhausted():
-            return Wrong(402, f"the budget of this gateway is used up: {error}")
+            told = isinstance(error, Told)
+            return Wrong(402, f"{'' if told else 'the budget of this gateway is used up: '}{error}")
         case ComputeBusy():
             return Wrong(429, str(error))
         case _:
@@ -81,6 +84,8 @@ async def body_of(request: Request) -> dict[str, Any]:
         raise Wrong(400, "the body is no JSON") from None
     if not isinstance(body, dict):
         raise Wrong(400, "the body is no JSON object")
+    if (call := call_of(request)) is not None:
+        call.read(body)
     return body
 
 
@@ -286,7 +291,8 @@ async def begin(
     :raises Wrong: if there is none
     """
     begun_ns = time.monotonic_ns()
-    stream = router.stream(prompt)
+    call = call_of(request)
+    stream = router.stream(prompt) if call is None else call.answer(lambda: router.stream(prompt))
     first = await unless_gone(request, lambda: anext(stream))
     return Answer(first, stream, ignored, begun_ns)
 

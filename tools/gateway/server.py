@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import uvicorn
@@ -19,19 +18,32 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from coase.agents.charges import charging
 from coase.agents.compute.router import RouterCompute
-from coase.protocol.errors import ConfigurationError
+from coase.agents.purse import Budget
+from coase.protocol.errors import ConfigurationError, JournalFailed
 
 from . import anthropic, ollama, openai
+from .calls import SCOPE, TAG_HEADER, Call, tag_of
 from .common import Wrong
+from .keys import ApiKey, Callers, digest_of
+
+if TYPE_CHECKING:
+    from .calls import Till
+    from .keys import KeyFile
+    from .usage import UsageJournal
 
 log = logging.getLogger(__name__)
 
-CONCURRENCY_MAX: Final = 64  # Requests inside; more are told so at once.
+CONCURRENCY_MAX: Final = 512  # Requests inside; more are told so at once.
 CLOSE_MAX_S: Final = 5  # For answers under way when it ends.
 KEEP_ALIVE_S: Final = 30
+PREFLIGHT_AGE_S: Final = 600  # For so long a browser need not ask again.
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
-_ALLOWED: Final = "content-type, authorization, x-api-key, anthropic-version, anthropic-beta"
+_METHODS: Final = "GET, HEAD, POST, DELETE, OPTIONS"
+_ALLOWED: Final = "content-type, authorization, x-api-key, anthropic-version, x-coase-tag"
+_NO_KEY: Final = ApiKey(name="", digest="", begins="", made_s=0, budget=Budget())
+_MODELS_STAY: Final = "this is not served here: models are changed where they are, by their engine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +53,36 @@ class Doors:
     hosts: tuple[str, ...] = LOOPBACK
     """Names by which it may be called: a web page of a stranger's calls it by another."""
     origins: tuple[str, ...] = ()
-    """Origins of web pages that may use it."""
+    """Origins of web pages that may use it; one that ends in ``*`` stands for all that begin so."""
     keys: tuple[str, ...] = ()
-    """API keys; with none, nobody is asked for one."""
+    """API keys without limits of their own."""
+    key_file: KeyFile | None = None
+    """Where there are keys with limits. With no key at all nobody is asked for one."""
+    keyed: bool = False
+    """Whether a key must be given even while there is none, since others than us can ask."""
     concurrency: int = CONCURRENCY_MAX
 
+    def allow(self, origin: str) -> bool:
+        """Return whether pages of ``origin`` may ask."""
+        return any(
+            origin == each or (each.endswith("*") and origin.startswith(each[:-1]))
+            for each in self.origins
+        )
 
-def application(router: RouterCompute, doors: Doors | None = None) -> ASGIApp:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """Who pays, and where it is written down what was used."""
+
+    till: Till | None = None
+    usage: UsageJournal | None = None
+
+
+def application(
+    router: RouterCompute, doors: Doors | None = None, books: Books | None = None
+) -> ASGIApp:
     """Return the ASGI application that serves ``router`` in all three APIs."""
+    stay = ["POST", "DELETE", "HEAD"]
     app = Starlette(
         routes=[
             Route("/", ollama.root, methods=["GET"]),
@@ -58,7 +92,10 @@ def application(router: RouterCompute, doors: Doors | None = None) -> ASGIApp:
             Route("/api/show", ollama.show, methods=["POST"]),
             Route("/api/chat", ollama.chat, methods=["POST"]),
             Route("/api/generate", ollama.generate, methods=["POST"]),
+            *(Route(f"/api/{name}", _models_stay, methods=stay) for name in _OLLAMA_CHANGES),
+            Route("/api/blobs/{digest}", _models_stay, methods=stay),
             Route("/v1/models", openai.models, methods=["GET"]),
+            Route("/v1/models/", openai.models, methods=["GET"]),
             Route("/v1/models/{model:path}", openai.model, methods=["GET"]),
             Route("/v1/chat/completions", openai.chat, methods=["POST"]),
             Route("/v1/completions", openai.completions, methods=["POST"]),
@@ -68,36 +105,44 @@ def application(router: RouterCompute, doors: Doors | None = None) -> ASGIApp:
         exception_handlers={Wrong: _told, HTTPException: _not_here},
     )
     app.state.router = router
-    return _Door(app, doors or Doors())
+    return _Door(app, doors or Doors(), books or Books())
 
 
-def _shaped(path: str, error: Wrong) -> Response:
+_OLLAMA_CHANGES: Final = ("pull", "push", "create", "copy", "delete")
+
+
+async def _models_stay(request: Request) -> Response:
+    raise Wrong(501, _MODELS_STAY)
+
+
+def _shaped(path: str, headers: Headers, error: Wrong) -> Response:
     """Return an error in the shape of the API that ``path`` belongs to."""
     face: Any = openai
-    if path.startswith("/v1/messages"):
+    if path.startswith("/v1/messages") or "anthropic-version" in headers:
         face = anthropic
-    elif not path.startswith("/v1/"):
+    elif path.startswith("/api") or path == "/":
         face = ollama
-    headers = {"retry-after": "1"} if error.status in (429, 503) else None
-    return JSONResponse(face.error_body(error), status_code=error.status, headers=headers)
+    more = {"retry-after": "1"} if error.status in (429, 503) else None
+    return JSONResponse(face.error_body(error), status_code=error.status, headers=more)
 
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, Wrong)
-    return _shaped(request.url.path, error)
+    return _shaped(request.url.path, request.headers, error)
 
 
 async def _not_here(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path} is not served here"
-    return _shaped(request.url.path, Wrong(error.status_code, what))
+    return _shaped(request.url.path, request.headers, Wrong(error.status_code, what))
 
 
 class _Door:
     """Lets in whom the doors name, so many at a time, and answers browsers about origins."""
 
-    def __init__(self, app: ASGIApp, doors: Doors) -> None:
-        self._app, self._doors = app, doors
+    def __init__(self, app: ASGIApp, doors: Doors, books: Books) -> None:
+        self._app, self._doors, self._books = app, doors, books
+        self._plain = {digest_of(key): f"key {at}" for at, key in enumerate(doors.keys, 1)}
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,52 +150,104 @@ class _Door:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        try:
-            self._check(scope, headers)
-        except Wrong as error:
-            await _shaped(scope["path"], error)(scope, receive, send)
-            return
         origin = headers.get("origin", "")
-        if scope["method"] == "OPTIONS":
-            await Response(status_code=204, headers=_cors(origin))(scope, receive, send)
+        allowed = bool(origin) and self._doors.allow(origin)
+        if allowed:
+            send = _with(send, _cors(origin))
+        try:
+            key = self._check(scope, headers, allowed=allowed)
+        except Wrong as error:
+            await _shaped(scope["path"], headers, error)(scope, receive, send)
             return
+        if scope["method"] == "OPTIONS":
+            await Response(status_code=204, headers=_preflight(headers))(scope, receive, send)
+            return
+        await self._let_in(key, scope, receive, send)
+
+    async def _let_in(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
+        tag = tag_of(Headers(scope=scope).get(TAG_HEADER, ""))
+        account = key.name if key.digest else ""
+        call = scope[SCOPE] = Call(till=self._books.till, key=key.name, account=account, tag=tag)
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         self._inside += 1
         try:
-            await self._app(scope, receive, _with(send, _cors(origin)) if origin else send)
+            with charging(call.charge):
+                await self._app(scope, receive, sending)
         finally:
             self._inside -= 1
+            try:
+                call.over(self._books.usage, status)
+            except JournalFailed as error:  # The money is in the agent's journal, not in this.
+                log.error("a call was not written down: %s", error)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Headers, *, allowed: bool) -> ApiKey:
+        """Return with which key somebody comes; one without a name if none is needed."""
         doors = self._doors
         host = headers.get("host", "").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if name not in doors.hosts:
             raise Wrong(403, f"this server is not called {name!r}; see --allow-host")
         origin = headers.get("origin")
-        if origin is not None and origin not in doors.origins:
+        if origin is not None and not allowed:
             raise Wrong(403, f"pages of {origin} may not ask here; see --allow-origin")
-        if scope["method"] == "OPTIONS":
-            return
-        if doors.keys and scope["path"] != "/":
-            self._check_key(headers)
+        if scope["method"] == "OPTIONS" or scope["path"] == "/":
+            return _NO_KEY
+        key = self._key(headers)
         if self._inside >= doors.concurrency:
             raise Wrong(429, f"{self._inside} requests are being answered already")
+        return key
 
-    def _check_key(self, headers: Headers) -> None:
+    def _key(self, headers: Headers) -> ApiKey:
+        callers = self._callers()
+        if not (self._plain or callers.keys or self._doors.keyed):
+            return _NO_KEY
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
-        known = False
-        for key in self._doors.keys:  # All of them, so that the time tells nothing.
-            known |= hmac.compare_digest(given.encode(), key.encode())
-        if not known:
-            raise Wrong(401, "an API key of this gateway is needed")
+        key = callers.find(given)
+        if key is None and given and (name := self._plain.get(digest_of(given))):
+            key = replace(_NO_KEY, name=name)
+        if key is None:
+            what = "this is no key" if given else "an API key is needed: one"
+            raise Wrong(401, f"{what} of this gateway; its owner makes one: coase gateway keys add")
+        return key
+
+    def _callers(self) -> Callers:
+        """Return who has a key now; their limits count from the moment on that they are read."""
+        if self._doors.key_file is None:
+            return Callers({})
+        try:
+            callers, new = self._doors.key_file.callers()
+            if new and self._books.till is not None:
+                for key in callers.keys.values():
+                    self._books.till.purse.set_account(key.name, key.budget)
+        except ConfigurationError as error:
+            log.error("nobody is let in: %s", error)
+            raise Wrong(503, "the keys of this gateway cannot be read; its log says why") from error
+        return callers
+
+
+def _preflight(headers: Headers) -> dict[str, str]:
+    """Return what a browser may do; what a client sends along is the client's business."""
+    found = {
+        "access-control-allow-methods": _METHODS,
+        "access-control-allow-headers": headers.get("access-control-request-headers") or _ALLOWED,
+        "access-control-max-age": str(PREFLIGHT_AGE_S),
+    }
+    if headers.get("access-control-request-private-network") == "true":
+        found["access-control-allow-private-network"] = "true"
+    return found
 
 
 def _cors(origin: str) -> dict[str, str]:
     return {
         "access-control-allow-origin": origin,
-        "access-control-allow-methods": "GET, POST, OPTIONS",
-        "access-control-allow-headers": _ALLOWED,
         "access-control-expose-headers": "*",
         "vary": "origin",
     }

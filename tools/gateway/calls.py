@@ -1,0 +1,285 @@
+"""One call of a client's: who makes it, what it takes, and what it waits for."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from coase.agents.compute.market import BoughtChunk
+from coase.protocol.errors import BudgetExhausted
+from coase.protocol.session import Charge
+from coase.protocol.types import units_to_text
+
+from .usage import Used, now_ms
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from coase.agents.compute.ports import Chunk, Usage
+    from coase.agents.purse import Purse
+    from coase.agents.steps import Notice
+    from coase.protocol.types import AgentId, Asset
+
+    from .usage import UsageJournal
+
+SCOPE: Final = "coase.call"
+"""Where a request's scope has its call."""
+TAG_HEADER: Final = "x-coase-tag"
+TAG_MAX_CHARS: Final = 64
+# What an answer may cost is set aside until its deal is over, a few seconds after its last word;
+# for so long a caller waits for it to come back, before it is told that nothing is left.
+PROMISED_WAIT_MAX_S: Final = 30
+_SLIDING: Final = ("in all", "per hour", "per day", "per counterparty")
+_ACCOUNT: Final = "account "
+_UNSEEN: Final = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]")
+
+
+class Told(BudgetExhausted):
+    """A limit was reached, in words for whoever asked."""
+
+    def __init__(self, error: BudgetExhausted, words: str) -> None:
+        super().__init__(
+            limit=error.limit, asked_units=error.asked_units, left_units=error.left_units
+        )
+        self._words = words
+
+    def __str__(self) -> str:
+        """Return the words."""
+        return self._words
+
+
+class Till:
+    """The money side of a gateway: whose purse it is, and when something comes back to it."""
+
+    def __init__(self, purse: Purse, *, name: str, place: str = "") -> None:
+        self.purse, self.name, self.place = purse, name, place
+        self._returned = anyio.Event()
+        self._lanes: dict[str, anyio.Lock] = {}
+
+    @property
+    def asset(self) -> Asset:
+        """What is paid in."""
+        return self.purse.asset
+
+    def notice(self, who: AgentId, notice: Notice) -> None:
+        """Take note that a deal is over, and what it did not cost is free again."""
+        if notice.kind in ("ended", "request_ended"):
+            self._returned.set()
+            self._returned = anyio.Event()
+
+    def lane(self, account: str) -> anyio.Lock:
+        """Return what those who wait for the same money hold one after the other."""
+        return self._lanes.setdefault(account, anyio.Lock())
+
+    def may_return(self, error: BudgetExhausted, account: str) -> bool:
+        """Return whether what is missing may come back soon, since others have it set aside."""
+        whose, _, kind = error.limit.rpartition(": ")
+        if kind not in _SLIDING:
+            return False
+        ours = whose == f"{_ACCOUNT}{account}"
+        held = self.purse.held_by(account) if ours else self.purse.open_units
+        return 0 < error.asked_units <= error.left_units + held
+
+    def has_room(self, error: BudgetExhausted, account: str) -> bool:
+        """Return whether what was missing is there now."""
+        rooms = self.purse.rooms("", now_ms=now_ms(), account=account)
+        return rooms.get(error.limit, 0) >= error.asked_units
+
+    async def returned(self) -> None:
+        """Return when a deal is over."""
+        await self._returned.wait()
+
+    def told(self, error: BudgetExhausted) -> Told:
+        """Return the error in words for a client: which limit it is, what is left, what to do."""
+        return Told(error, self._words(error))
+
+    def _words(self, error: BudgetExhausted) -> str:
+        left, asked = (
+            f"{units_to_text(units, self.asset.decimals)} {self.asset.symbol}"
+            for units in (error.left_units, error.asked_units)
+        )
+        whose, _, kind = error.limit.rpartition(": ")
+        place = f" --state {self.place}" if self.place else ""
+        option = "--" + {"in all": "total"}.get(kind, kind.replace(" ", "-"))
+        if whose.startswith(_ACCOUNT):
+            key = whose.removeprefix(_ACCOUNT)
+            option = "--budget" if kind == "in all" else option
+            what = f"the budget of the API key {key!r}"
+            todo = f"coase gateway keys change {key} {option} AMOUNT{place}"
+        elif whose == "swarm":
+            what, todo = "the budget of this node", f"coase budget --swarm {option} AMOUNT{place}"
+        elif whose == self.name:
+            what = "the budget of this gateway"
+            todo = f"coase budget {whose} {option} AMOUNT{place}"
+        else:
+            return f"the limit on the {error.limit} has {left} left, and {asked} is needed"
+        words = "" if kind == "in all" else f" {kind}"
+        return (
+            f"{what}{words} has {left} left, and the next answer needs {asked}. Whoever runs it"
+            f" can raise that: {todo}"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request, from the door on until its answer is over."""
+
+    till: Till | None = None
+    key: str = ""
+    """Name of the key with which it came."""
+    account: str = ""
+    """Which account of the purse pays."""
+    tag: str = ""
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    model: str = ""
+    outcome: str = ""
+    answered: bool = False
+    made: str = ""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    _begun_ms: int = field(default_factory=now_ms)
+    _begun_ns: int = field(default_factory=time.monotonic_ns)
+
+    @property
+    def charge(self) -> Charge:
+        """To whose account goes what it buys."""
+        return Charge(self.account, self.id)
+
+    def read(self, body: Mapping[str, Any]) -> None:
+        """Take from a request's body what it is for: its tag, if no header said one."""
+        model = body.get("model")
+        if isinstance(model, str):
+            self.model = model[:200]
+        if self.tag:
+            return
+        metadata = body.get("metadata")
+        given = metadata if isinstance(metadata, dict) else {}
+        for value in (given.get("tag"), body.get("user"), given.get("user_id")):
+            if isinstance(value, str) and value:
+                self.tag = tag_of(value)
+                return
+
+    async def answer(
+        self, open_stream: Callable[[], AsyncGenerator[Chunk, None]]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield what ``open_stream`` yields, and count it.
+
+        Where the money for it is only promised to others, it waits for what comes back of that,
+        one caller of an account after the other, and tries again.
+
+        :raises BudgetExhausted: if nothing came back in time, or something else is missing
+        """
+        try:
+            async with aclosing(open_stream()) as chunks:
+                async for chunk in chunks:
+                    self._count(chunk)
+                    yield chunk
+            self.outcome = "done"
+            return
+        except BudgetExhausted as error:
+            if self.till is None:
+                raise
+            if self.answered or not self.till.may_return(error, self.account):
+                raise self.till.told(error) from error
+            first = error
+        try:
+            async with aclosing(self._patient(open_stream, first)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except BudgetExhausted as error:
+            raise self.till.told(error) from error
+        self.outcome = "done"
+
+    async def _patient(
+        self, open_stream: Callable[[], AsyncGenerator[Chunk, None]], error: BudgetExhausted
+    ) -> AsyncGenerator[Chunk, None]:
+        assert self.till is not None
+        deadline_s = anyio.current_time() + PROMISED_WAIT_MAX_S
+        # Held until the first word: whoever stands behind would take the same money.
+        lane = self.till.lane(self.account)
+        await _in_time(lane.acquire, deadline_s, error)
+        try:
+            must_wait = False
+            while True:
+                while must_wait or not self.till.has_room(error, self.account):
+                    if not self.till.may_return(error, self.account):
+                        raise error
+                    await _in_time(self.till.returned, deadline_s, error)
+                    must_wait = False
+                stream = open_stream()
+                try:
+                    chunk = await anext(stream)
+                    break
+                except BudgetExhausted as again:
+                    error, must_wait = again, True
+        finally:
+            lane.release()
+        async with aclosing(stream) as chunks:
+            self._count(chunk)
+            yield chunk
+            async for chunk in chunks:
+                self._count(chunk)
+                yield chunk
+
+    def _count(self, chunk: Chunk) -> None:
+        self.answered = True
+        self.made = "bought" if isinstance(chunk, BoughtChunk) and chunk.bought else "local"
+        self.output_tokens += chunk.tokens
+        if chunk.usage is not None:
+            self.used(chunk.usage)
+
+    def used(self, usage: Usage) -> None:
+        """Take note of what it took in all."""
+        self.answered = True
+        self.input_tokens, self.output_tokens = usage.input_tokens, usage.output_tokens
+        self.cached_tokens = usage.cached_input_tokens
+
+    def over(self, journal: UsageJournal | None, status: int) -> None:
+        """Write down what it took, if it asked for an answer at all."""
+        if journal is None or not (self.answered or self.model):
+            return
+        outcome = self.outcome or ("broken" if self.answered else f"refused {status}")
+        journal.call(
+            Used(
+                call=self.id,
+                at_ms=self._begun_ms,
+                key=self.key,
+                tag=self.tag,
+                model=self.model,
+                made=self.made,
+                outcome=outcome,
+                input_tokens=self.input_tokens,
+                cached_tokens=self.cached_tokens,
+                output_tokens=self.output_tokens,
+                duration_ms=(time.monotonic_ns() - self._begun_ns) // 1_000_000,
+            )
+        )
+
+
+async def _in_time(
+    wait: Callable[[], Awaitable[None]], deadline_s: float, error: BudgetExhausted
+) -> None:
+    """Return when ``wait`` does; raise ``error`` if that takes too long."""
+    with anyio.move_on_at(deadline_s):
+        await wait()
+        return
+    raise error
+
+
+def call_of(request: Request) -> Call | None:
+    """Return the call that a request is; None where nobody counts."""
+    call = request.scope.get(SCOPE)
+    return call if isinstance(call, Call) else None
+
+
+def tag_of(text: str) -> str:
+    """Return a tag as it is kept: short, and with nothing in it that commands a terminal."""
+    return _UNSEEN.sub("?", text[:TAG_MAX_CHARS]).strip()
