@@ -1,4 +1,4 @@
-"""Inference for sale: an agent that sells what an engine writes, and the ware in both directions.
+"""Inference and embeddings for sale: an agent that sells what an engine makes, and both wares.
 
 ::
 
@@ -7,23 +7,42 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
+import json
+import math
+import struct
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from .agent import Agent
 from .bargain import SellerBargain
-from .compute.ports import Message, Prompt, PromptRefused
+from .compute.gate import BYTES_PER_TOKEN
+from .compute.ports import (
+    DIMENSIONS_MAX,
+    SAMPLING_PERMILLE,
+    TOOL_NAME_MAX_CHARS,
+    Image,
+    Message,
+    Prompt,
+    PromptRefused,
+    Tool,
+    ToolCall,
+    read_json,
+)
 from .job import Job  # noqa: TC001 - the handler's annotations are read.
-from .wares import Completion, Inference, Turn
+from .transcript import clean
+from .wares import Called, Completion, Embedding, Function, Inference, Turn, Vectors
 
 if TYPE_CHECKING:
     from coase.negotiation.pricing import Price
     from coase.protocol.messages import Request
 
     from .bargain import Style
-    from .compute.ports import Compute, ModelInfo, Usage
+    from .compute.ports import Completion as Written
+    from .compute.ports import Compute, ModelInfo, Thinking, Usage
     from .seller import Quote, Windows
 
 SEED_SPACE: Final = 2**31
@@ -31,6 +50,17 @@ SEED_SPACE: Final = 2**31
 READ_SHARE: Final = 5
 PROBE: Final = Prompt.ask("Count from one to ten in words.", max_tokens=24)
 PERMILLE: Final = 1_000
+# Models cut a picture into so many patches at most; what it takes is seldom half of it.
+IMAGE_TOKENS_MAX: Final = 4_096
+_THINKING: Final[dict[str, Thinking]] = {
+    "": None,
+    "off": False,
+    "on": True,
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+}
+_SAMPLING: Final = ("top_k", *SAMPLING_PERMILLE)
 
 
 @dataclass(slots=True)
@@ -45,7 +75,12 @@ class Stock:
     @property
     def names(self) -> tuple[str, ...]:
         """The models that can be asked for, the default first."""
-        return tuple(info.name for info in self.models)
+        return tuple(info.name for info in self.models if "completion" in info.capabilities)
+
+    @property
+    def embedders(self) -> tuple[str, ...]:
+        """The models that make embeddings, the default first."""
+        return tuple(info.name for info in self.models if "embedding" in info.capabilities)
 
     @property
     def speed(self) -> str:
@@ -60,6 +95,8 @@ class Stock:
         :raises ComputeFailed: if it cannot be asked, or has no model
         """
         self.models = await compute.models()
+        if self.models and not self.names:
+            return  # It only embeds, and nothing that it writes can be timed.
         async with aclosing(compute.stream(PROBE)) as chunks:
             async for chunk in chunks:
                 if chunk.usage is not None:
@@ -89,7 +126,8 @@ class InferenceBargain(SellerBargain):
 
     def quote(self, request: Request, buyer: str, *, load: int, now_ms: int) -> Quote | None:
         """Return the list price with the mark-up for load, or None if it cannot be done so."""
-        names = self._stock.names
+        embeds = request.capability.startswith("embedding-")
+        names = self._stock.embedders if embeds else self._stock.names
         if request.model and names and request.model not in names:
             return None
         expected_ms = self._stock.expected_ms(
@@ -124,7 +162,8 @@ def inference_agent(
     """Return an agent that sells what its engine writes, and shows it while it is written.
 
     With ``stock`` it offers the models in it, and refuses what the engine cannot deliver in time;
-    without, it lets the engine refuse. With ``by_rounds`` it shows nothing, so that the same
+    without, it lets the engine refuse. It sells embeddings too if the stock has a model for them,
+    at the price of what is read. With ``by_rounds`` it shows nothing, so that the same
     chances lead to the same deals.
 
     :raises ConfigurationError: if name, price, strategy or times cannot work
@@ -147,33 +186,84 @@ def inference_agent(
         names = stock.names if stock is not None else ()
         if stock is not None:
             stock.learn(written.usage)
-        return Completion(
-            text=written.text,
-            model=task.model or (names[0] if names else job.agent.compute.name),
-            input_tokens=written.usage.input_tokens,
-            output_tokens=written.usage.output_tokens,
-            finish=written.done_reason or "stop",
+        model = task.model or (names[0] if names else job.agent.compute.name)
+        return completion_of(written, model=model)
+
+    if stock is not None and stock.embedders:
+
+        @agent.offers(
+            "embedding",
+            price=price,
+            deliver_within=deliver_within,
+            strategy=strategy,
+            capacity=capacity,
+            windows=windows,
+            about="embeddings of texts, by the token",
+            models=lambda: stock.embedders,
         )
+        async def embed(task: Embedding, job: Job) -> Vectors:
+            made = await job.agent.compute.embed(task.texts, task.model or None)
+            job.meter(input_tokens=made.usage.input_tokens, output_tokens=0)
+            return Vectors(
+                vectors=tuple(packed(vector) for vector in made.vectors),
+                model=made.model,
+                input_tokens=made.usage.input_tokens,
+            )
 
     if stock is not None:
         agent.bargain_class = functools.partial(InferenceBargain, stock)
     return agent
 
 
+def completion_of(written: Written, *, model: str) -> Completion:
+    """Return what an engine wrote as the ware that was sold."""
+    return Completion(
+        text=clean(written.text),
+        model=model,
+        input_tokens=written.usage.input_tokens,
+        output_tokens=written.usage.output_tokens,
+        cached_input_tokens=written.usage.cached_input_tokens,
+        finish=written.done_reason or "stop",
+        thinking=clean(written.thinking),
+        tool_calls=tuple(_called(call) for call in written.tool_calls),
+    )
+
+
+def tool_calls_of(delivered: Completion) -> tuple[ToolCall, ...]:
+    """Return the calls that a bought answer holds."""
+    return tuple(_tool_call(call) for call in delivered.tool_calls)
+
+
 def prompt_of(task: Inference) -> Prompt:
-    """Return the prompt that a bought task is for an engine."""
+    """Return the prompt that a bought task is for an engine.
+
+    :raises PromptRefused: if a picture or a schema in it cannot be read
+    """
     options: dict[str, Any] = {
         "model": task.model or None,
         "max_tokens": task.max_tokens,
         "temperature": task.temperature_permille / PERMILLE,
         "seed": task.seed,
         "stop": task.stop,
+        "response_schema": _schema(task.response_schema) if task.response_schema else None,
+        "tools": tuple(
+            Tool(
+                name=tool.name,
+                description=tool.description,
+                parameters=_schema(tool.parameters),
+            )
+            for tool in task.tools
+        ),
+        "tool_choice": task.tool_choice,
+        "thinking": _THINKING[task.thinking],
+        **{name: getattr(task, name) for name in _SAMPLING},
     }
     if task.raw:
         return Prompt(text=task.prompt + task.begun, **options)
     messages = [Message("system", task.system)] if task.system else []
-    messages += [Message(turn.role, turn.content) for turn in task.history]
-    messages.append(Message("user", task.prompt))
+    messages += [_message(turn) for turn in task.history]
+    if task.prompt or task.images:
+        messages.append(Message("user", task.prompt, images=_images(task.images)))
     if task.begun:
         messages.append(Message("assistant", task.begun))
     return Prompt(messages=tuple(messages), **options)
@@ -184,38 +274,156 @@ def task_of(prompt: Prompt, *, seed: int, begun: str = "", max_tokens: int = 0) 
 
     :raises PromptRefused: if it asks for what the ware has no words for
     """
-    for asked, what in (
-        (prompt.logprobs, "log-probabilities"),
-        (prompt.response_schema is not None, "an answer that is bound to a schema"),
-        (prompt.needs() != ("completion",), "an answer with tools, images or thinking"),
-    ):
-        if asked:
-            raise PromptRefused(f"{what} cannot be bought; ask an engine of your own")
+    if prompt.logprobs:
+        raise PromptRefused("log-probabilities cannot be bought; ask an engine of your own")
     options: dict[str, Any] = {
         "model": prompt.model or "",
         "max_tokens": max_tokens or prompt.max_tokens,
         "temperature_permille": round(prompt.temperature * PERMILLE),
         "seed": seed % SEED_SPACE,
         "stop": prompt.stop,
+        "tool_choice": prompt.tool_choice,
+        "thinking": next(word for word, asked in _THINKING.items() if asked == prompt.thinking),
+        **{name: getattr(prompt, name) for name in _SAMPLING},
     }
+    if prompt.response_schema is not None:
+        options["response_schema"] = json.dumps(prompt.response_schema)
     try:
+        options["tools"] = tuple(
+            Function(
+                name=tool.name,
+                description=tool.description,
+                parameters=json.dumps(tool.parameters),
+            )
+            for tool in prompt.tools
+        )
         if prompt.text:
             return Inference(prompt=prompt.text, raw=True, begun=begun, **options)
-        messages = list(prompt.messages)
-        if messages[-1].role == "assistant":
-            begun = messages.pop().content + begun
-        if not messages or messages[-1].role != "user":
-            raise PromptRefused("the last message, or that before a begun answer, must be a user's")
-        system = messages.pop(0).content if messages[0].role == "system" else ""
-        question = messages.pop()
-        history = tuple(
-            Turn.model_validate({"role": m.role, "content": m.content}) for m in messages
-        )
-        return Inference(
-            prompt=question.content, system=system, history=history, begun=begun, **options
-        )
+        return _conversation(list(prompt.messages), begun, options)
     except ValueError as error:
         # A validation error shows what was given, which is nobody else's business.
         first = error.errors(include_input=False)[0] if hasattr(error, "errors") else {}
         where = ".".join(str(part) for part in first.get("loc", ())) or "prompt"
         raise PromptRefused(f"this cannot be bought: {where}: {first.get('msg', error)}") from None
+
+
+def _conversation(messages: list[Message], begun: str, options: dict[str, Any]) -> Inference:
+    if messages[-1].role == "assistant" and not messages[-1].tool_calls:
+        begun = messages.pop().content + begun
+    if not messages or messages[-1].role not in ("user", "tool"):
+        raise PromptRefused(
+            "the last message, or that before a begun answer, must be a user's or a tool's"
+        )
+    system = ""
+    if messages[0].role == "system" and not messages[0].images:
+        system = messages.pop(0).content
+    question = Message("user", "")
+    if messages[-1].role == "user" and (messages[-1].content or messages[-1].images):
+        question = messages.pop()
+    return Inference(
+        prompt=question.content,
+        images=tuple(_encoded(image) for image in question.images),
+        system=system,
+        history=tuple(_turn(message) for message in messages),
+        begun=begun,
+        **options,
+    )
+
+
+def input_tokens_max(task: Inference) -> int:
+    """Return how many tokens a task is at most, for a model that reads it."""
+    bare = task.model_copy(
+        update={
+            "images": (),
+            "history": tuple(turn.model_copy(update={"images": ()}) for turn in task.history),
+        }
+    )
+    pictures = len(task.images) + sum(len(turn.images) for turn in task.history)
+    # No tokenizer makes more than a token of two bytes, and a template some more.
+    return len(bare.model_dump_json().encode()) // 2 + 64 + pictures * IMAGE_TOKENS_MAX
+
+
+def packed(vector: tuple[float, ...]) -> str:
+    """Return a vector as it is sold: base64 of 32-bit floats, little-endian."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def unpacked(vectors: Vectors, *, texts: int) -> tuple[tuple[float, ...], ...]:
+    """Return the vectors that were bought for so many texts.
+
+    :raises ValueError: if there are more or fewer, or they are none
+    """
+    if len(vectors.vectors) != texts:
+        raise ValueError(f"{len(vectors.vectors)} vectors for {texts} texts")
+    found = [base64.b64decode(vector, validate=True) for vector in vectors.vectors]
+    size = len(found[0])
+    if (
+        size % 4
+        or not 0 < size // 4 <= DIMENSIONS_MAX
+        or {len(vector) for vector in found} != {size}
+    ):
+        raise ValueError("its vectors are not all of one length, or of none")
+    made = tuple(struct.unpack(f"<{size // 4}f", vector) for vector in found)
+    if not all(math.isfinite(number) for vector in made for number in vector):
+        raise ValueError("a vector has a place that is no number")
+    return made
+
+
+def tokens_at_most(texts: tuple[str, ...]) -> int:
+    """Return how many tokens these texts are at most, for a model that embeds them."""
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return size * 2 // BYTES_PER_TOKEN + 2 * len(texts)
+
+
+def _schema(text: str) -> dict[str, Any]:
+    try:
+        found = read_json(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PromptRefused("a schema of this task is no JSON object")
+    return found
+
+
+def _images(encoded: tuple[str, ...]) -> tuple[Image, ...]:
+    try:
+        return tuple(Image(base64.b64decode(text, validate=True)) for text in encoded)
+    except (binascii.Error, ValueError):
+        raise PromptRefused("a picture of this task is no base64") from None
+
+
+def _encoded(image: Image) -> str:
+    return base64.b64encode(image.data).decode()
+
+
+def _message(turn: Turn) -> Message:
+    return Message(
+        turn.role,
+        turn.content,
+        images=_images(turn.images),
+        thinking=turn.thinking,
+        tool_calls=tuple(_tool_call(call) for call in turn.tool_calls),
+        tool_call_id=turn.tool_call_id,
+        tool_name=turn.tool_name,
+    )
+
+
+def _turn(message: Message) -> Turn:
+    return Turn(
+        role=message.role,
+        content=message.content,
+        images=tuple(_encoded(image) for image in message.images),
+        thinking=message.thinking,
+        tool_calls=tuple(_called(call) for call in message.tool_calls),
+        tool_call_id=message.tool_call_id,
+        tool_name=message.tool_name,
+    )
+
+
+def _tool_call(call: Called) -> ToolCall:
+    return ToolCall(name=call.name, arguments=call.arguments, id=call.id)
+
+
+def _called(call: ToolCall) -> Called:
+    # What a model makes up is cut to size rather than lost with all that it wrote.
+    return Called(name=call.name[:TOOL_NAME_MAX_CHARS], arguments=call.arguments, id=call.id[:128])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import CHUNK_MAX_CHARS, canonical_json
 
+from .transcript import Transcript
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -132,12 +134,14 @@ class Job:
     async def complete(self, prompt: Prompt, *, show: bool = False) -> Written:
         """Ask the agent's own engine, and meter what it used.
 
-        With ``show`` the buyer sees the text while it is written.
+        With ``show`` the buyer sees the text while it is written, and with it, set apart, what the
+        model thinks and which tools it wants to be called.
         """
+        transcript = Transcript()
 
         def see(chunk: Chunk) -> None:
-            if show and chunk.text:
-                self.show(chunk.text, tokens=chunk.tokens)
+            if show and (text := transcript.write(chunk)):
+                self.show(text, tokens=chunk.tokens)
 
         written = await self.agent.compute.complete(prompt, on_chunk=see)
         used = written.usage

@@ -20,17 +20,37 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.inference import SEED_SPACE, task_of
+from coase.agents.inference import (
+    SEED_SPACE,
+    input_tokens_max,
+    task_of,
+    tokens_at_most,
+    tool_calls_of,
+    unpacked,
+)
+from coase.agents.transcript import Reading
 from coase.agents.wares import Completion as Delivered
+from coase.agents.wares import Embedding, Vectors
 from coase.protocol.errors import BudgetExhausted, ComputeFailed, DealFailed
 from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
 from .gate import Gate, Limits, guess_tokens
-from .ports import Chunk, Compute, Estimate, ModelInfo, Prompt, Usage, failed
+from .ports import (
+    Chunk,
+    Compute,
+    Embeddings,
+    Estimate,
+    ModelInfo,
+    Prompt,
+    PromptRefused,
+    Usage,
+    check_texts,
+    failed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from coase.agents.agent import Agent, Purchase
     from coase.agents.wares import Inference
@@ -160,6 +180,44 @@ class MarketCompute(Compute):
         """
         return self._gate.run(prompt, lambda: _Call(self, prompt).run())
 
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """Buy a vector for each of ``texts``, from another seller where the first one fails.
+
+        :raises BudgetExhausted: if the budget does not cover it
+        """
+        check_texts(texts)
+        begun_ns = time.monotonic_ns()
+        try:
+            order = Embedding(texts=tuple(texts), model=model or "")
+        except ValueError:
+            raise PromptRefused("a text is too long to be embedded on the market") from None
+        try:
+            bought = await self.agent.purchase(
+                "embedding",
+                order,
+                returns=Vectors,
+                check=lambda made: _fault(made, len(order.texts)),
+                max_price=self.max_price,
+                deliver_within=self.deliver_within_s,
+                model=order.model,
+                input_max=tokens_at_most(order.texts),
+                features={"texts": len(order.texts)},
+                decide_after_ms=self.decide_after_ms,
+                reply_within_ms=self.reply_within_ms,
+                tries=SELLERS_MAX,
+            )
+        except DealFailed as error:
+            raise failed(
+                f"embeddings could not be bought for at most {self.max_price}",
+                why=error.why,
+                todo="Raise the highest price, ask for another model, or see who sells them",
+            ) from error
+        duration_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
+        made = bought.result
+        usage = Usage(input_tokens=made.input_tokens, output_tokens=0, duration_ms=duration_ms)
+        vectors = unpacked(made, texts=len(order.texts))
+        return Embeddings(vectors=vectors, model=made.model, usage=usage)
+
     async def close(self) -> None:
         """Do nothing: the agent and its node belong to the caller."""
 
@@ -173,6 +231,7 @@ class _Call:
         chance = secrets.randbelow(SEED_SPACE) if prompt.temperature else 0
         self._seed = prompt.seed if prompt.seed is not None else chance
         self._shown = ""
+        self._thought = ""
         self._bought: list[Bought] = []
         self._blocked: set[str] = set()
         self._begun_ns = time.monotonic_ns()
@@ -185,19 +244,27 @@ class _Call:
             if self._shown and tokens_left < 1:
                 yield self._last(None, "")
                 return
+            # What a schema binds cannot be gone on with: the grammar begins where the seller does.
+            anew = self._prompt.response_schema is not None
             order = task_of(
-                self._prompt, seed=self._seed, begun=self._shown, max_tokens=tokens_left
+                self._prompt,
+                seed=self._seed,
+                begun="" if anew else self._shown,
+                max_tokens=self._prompt.max_tokens if anew else tokens_left,
             )
-            seam = _Seam(self._shown)
+            seam, reading = _Seam(self._shown, anew=anew), Reading()
             purchase = _Purchase(self._market, order, self._left(), frozenset(self._blocked))
             try:
                 while (part := await purchase.next()) is not None:
-                    text = seam.take(part)
+                    shown = reading.take(part)
+                    text, thinking = seam.take(shown.text), shown.thinking
                     self._note(purchase)
-                    self._check_length(text)
-                    if text:
+                    self._check_length(text + thinking)
+                    if text or thinking:
                         self._shown += text
-                        yield BoughtChunk(text=text, bought=tuple(self._bought))
+                        self._thought += thinking
+                        bought = tuple(self._bought)
+                        yield BoughtChunk(text=text, thinking=thinking, bought=bought)
                 self._note(purchase)
                 delivered = purchase.result()
                 rest = seam.rest_of(delivered.text)
@@ -205,7 +272,7 @@ class _Call:
                     yield self._last(delivered, rest)
                     return
                 why = ComputeFailed(f"{purchase.seller} delivered another text than it showed")
-            except _TooLong as error:
+            except _Unfit as error:
                 why = error
             except DealFailed as error:
                 self._note(purchase, failure=error)
@@ -241,8 +308,9 @@ class _Call:
         return node.settlement.asset
 
     def _check_length(self, text: str) -> None:
-        if len(self._shown) + len(text) > self._prompt.max_tokens * TOKEN_MAX_CHARS:
-            raise _TooLong("it showed more than the answer can hold")
+        length = len(self._shown) + len(self._thought) + len(text)
+        if length > self._prompt.max_tokens * TOKEN_MAX_CHARS:
+            raise _Unfit("it showed more than the answer can hold")
 
     def _note(self, purchase: _Purchase, *, failure: DealFailed | None = None) -> None:
         """Keep the deal that a purchase came to, and what is known of its price."""
@@ -263,11 +331,17 @@ class _Call:
             tokens += _tokens(self._shown[:earlier])
         duration_ms = (time.monotonic_ns() - self._begun_ns) // 1_000_000
         reason: DoneReason = "length"
-        if delivered is not None and delivered.finish != "length":
-            reason = "stop"
+        thinking = ""
+        if delivered is not None:
+            if delivered.finish != "length":
+                reason = "tool_calls" if delivered.tool_calls else "stop"
+            if not self._thought or delivered.thinking.startswith(self._thought):
+                thinking = delivered.thinking[len(self._thought) :]
         given = delivered.input_tokens if delivered is not None else guess_tokens(self._prompt)
         return BoughtChunk(
             text=rest,
+            thinking=thinking,
+            tool_calls=tool_calls_of(delivered) if delivered is not None else (),
             tokens=tokens,
             done=True,
             done_reason=reason,
@@ -284,8 +358,8 @@ class _Call:
         )
 
 
-class _TooLong(Exception):
-    """A seller shows what cannot be the answer."""
+class _Unfit(Exception):
+    """A seller shows what cannot be the answer, or not how it goes on."""
 
 
 class _Purchase:
@@ -364,8 +438,7 @@ class _Purchase:
                 max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
                 deliver_within=self._within_s,
                 model=order.model,
-                # No tokenizer makes more than a token of two bytes, and a template some more.
-                input_max=size // 2 + 64,
+                input_max=input_tokens_max(order),
                 output_max=order.max_tokens,
                 features={"bytes": size},
                 decide_after_ms=market.decide_after_ms,
@@ -381,6 +454,15 @@ class _Purchase:
         self._thread = thread
 
 
+def _fault(made: Vectors, texts: int) -> str | None:
+    """Return what is wrong with bought vectors."""
+    try:
+        unpacked(made, texts=texts)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _tokens(text: str) -> int:
     """Return about how many tokens a text is, of which nobody delivered a count."""
     return guess_tokens(Prompt(text=text)) if text else 0
@@ -390,24 +472,29 @@ class _Seam:
     """Joins what a seller writes to what the reader has already.
 
     A seller that was asked to go on may begin again instead. What repeats the text from its
-    beginning is passed over; whatever else comes is how it goes on.
+    beginning is passed over; whatever else comes is how it goes on. One that was asked to begin
+    ``anew`` must come by the same text.
     """
 
-    def __init__(self, before: str) -> None:
-        self._before = before if len(before) >= SEAM_MIN_CHARS else ""
+    def __init__(self, before: str, *, anew: bool = False) -> None:
+        self._before = before if anew or len(before) >= SEAM_MIN_CHARS else ""
+        self._anew = anew
         self._held = ""
         self._given = ""
         self._open = bool(self._before)
 
     def take(self, part: str) -> str:
-        """Return what of ``part`` is new to the reader."""
+        """Return what of ``part`` is new to the reader.
+
+        :raises _Unfit: if it does not go on with what the reader has
+        """
         text = self._joined(part)
         self._given += text
         return text
 
     def rest_of(self, whole: str) -> str | None:
         """Return what of the seller's whole text is still missing; None if it showed another."""
-        again = _Seam(self._before)
+        again = _Seam(self._before, anew=self._anew)
         new = again.take(whole)
         return new[len(self._given) :] if new.startswith(self._given) else None
 
@@ -418,4 +505,6 @@ class _Seam:
         if self._before.startswith(self._held):
             return ""  # It may be a repetition; one that ends here brings nothing new.
         self._open = False
+        if self._anew and not self._held.startswith(self._before):
+            raise _Unfit("it wrote another answer than what was shown of it before")
         return self._held.removeprefix(self._before)

@@ -18,6 +18,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import pydantic_core
+
 from coase.protocol.errors import ComputeFailed
 
 if TYPE_CHECKING:
@@ -44,7 +46,15 @@ IMAGE_SIZE_MAX_BYTES: Final = 8 * 1024 * 1024
 IMAGES_SIZE_MAX_BYTES: Final = 12 * 1024 * 1024
 TOP_LOGPROBS_MAX: Final = 20
 TOP_K_MAX: Final = 1_000
-PENALTY_MAX: Final = 2.0
+PENALTY_MAX_PERMILLE: Final = 2_000
+# By the name of the field: the least and the most that it may be.
+SAMPLING_PERMILLE: Final = {
+    "top_p_permille": (0, 1_000),
+    "min_p_permille": (0, 1_000),
+    "frequency_penalty_permille": (-PENALTY_MAX_PERMILLE, PENALTY_MAX_PERMILLE),
+    "presence_penalty_permille": (-PENALTY_MAX_PERMILLE, PENALTY_MAX_PERMILLE),
+    "repeat_penalty_permille": (0, PENALTY_MAX_PERMILLE),
+}
 EMBED_TEXTS_MAX: Final = 2_048
 DIMENSIONS_MAX: Final = 16_384
 # llama.cpp takes 2**32 - 1 to mean "any seed"; such a seed would not repeat.
@@ -74,6 +84,17 @@ class PromptRefused(ComputeFailed):
 
 class Unsupported(PromptRefused):
     """This engine or model has no such ability; another may have it."""
+
+
+def read_json(text: str | bytes) -> Any:
+    """Return what a text that strangers wrote holds as JSON.
+
+    The standard library's reader recurses as deep as the interpreter allows; some libraries raise
+    that limit so far that the stack ends first, and with it the process.
+
+    :raises ValueError: if it is none, or too deep
+    """
+    return pydantic_core.from_json(text, allow_inf_nan=False)
 
 
 def failed(what: str, *, why: str, todo: str) -> ComputeFailed:
@@ -117,8 +138,8 @@ class ToolCall:
     def read(self) -> dict[str, Any] | None:
         """Return the arguments, or None if the model wrote no JSON object."""
         try:
-            found = json.loads(self.arguments or "{}")
-        except (ValueError, RecursionError):
+            found = read_json(self.arguments or "{}")
+        except ValueError:
             return None
         return found if isinstance(found, dict) else None
 
@@ -174,12 +195,13 @@ class Prompt:
     """Whether tools are called. To force one, give it alone and ``required``."""
     thinking: Thinking = None
     """Whether, or how hard, a model that can do so thinks first; None is as it likes."""
-    top_p: float | None = None
     top_k: int | None = None
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repeat_penalty: float | None = None
+    """This and what follows narrow the choice of the next token; None leaves it to the engine."""
+    top_p_permille: int | None = None
+    min_p_permille: int | None = None
+    frequency_penalty_permille: int | None = None
+    presence_penalty_permille: int | None = None
+    repeat_penalty_permille: int | None = None
 
     @classmethod
     def ask(cls, question: str, *, system: str = "", **options: Any) -> Prompt:
@@ -199,6 +221,15 @@ class Prompt:
     def images(self) -> tuple[Image, ...]:
         """All pictures of the conversation."""
         return tuple(image for message in self.messages for image in message.images)
+
+    def sampling(self) -> dict[str, float]:
+        """Return what of the sampling was asked for, by the names that the engines give it."""
+        found: dict[str, float] = {} if self.top_k is None else {"top_k": self.top_k}
+        for name in SAMPLING_PERMILLE:
+            permille = getattr(self, name)
+            if permille is not None:
+                found[name.removesuffix("_permille")] = permille / 1_000
+        return found
 
     def needs(self) -> tuple[Capability, ...]:
         """Return what a model must be able to do to serve it."""
@@ -233,12 +264,8 @@ class Prompt:
             ("temperature", self.temperature, 0, TEMPERATURE_MAX),
             ("seed", self.seed, 0, SEED_MAX),
             ("top_logprobs", self.top_logprobs, 0, TOP_LOGPROBS_MAX),
-            ("top_p", self.top_p, 0, 1),
             ("top_k", self.top_k, 0, TOP_K_MAX),
-            ("min_p", self.min_p, 0, 1),
-            ("frequency_penalty", self.frequency_penalty, -PENALTY_MAX, PENALTY_MAX),
-            ("presence_penalty", self.presence_penalty, -PENALTY_MAX, PENALTY_MAX),
-            ("repeat_penalty", self.repeat_penalty, 0, PENALTY_MAX),
+            *((name, getattr(self, name), *ends) for name, ends in SAMPLING_PERMILLE.items()),
         ):
             if value is not None and not least <= value <= most:
                 yield f"{name} is {value}, not within {least} to {most}"

@@ -56,13 +56,21 @@ def test_a_prompt_that_carries_everything_is_in_order() -> None:
         response_schema={"type": "object"},
         logprobs=True,
         top_logprobs=3,
-        top_p=0.9,
+        top_p_permille=900,
         top_k=40,
-        min_p=0.1,
-        frequency_penalty=-1.5,
-        presence_penalty=0.5,
-        repeat_penalty=1.1,
+        min_p_permille=100,
+        frequency_penalty_permille=-1500,
+        presence_penalty_permille=500,
+        repeat_penalty_permille=1100,
     )
+    assert prompt.sampling() == {
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "frequency_penalty": -1.5,
+        "presence_penalty": 0.5,
+        "repeat_penalty": 1.1,
+    }
     prompt.check()
     assert prompt.needs() == ("completion", "tools", "vision", "thinking")
     assert prompt.images == (PICTURE,)
@@ -104,10 +112,10 @@ def test_what_the_model_reads_is_counted_and_pictures_are_not() -> None:
             Prompt.ask("?", response_schema={"description": "x" * SCHEMA_SIZE_MAX_BYTES}),
             "KiB",
         ),
-        (Prompt.ask("?", top_p=1.5), "top_p"),
-        (Prompt.ask("?", top_p=float("nan")), "top_p"),
+        (Prompt.ask("?", top_p_permille=1_001), "top_p_permille"),
+        (Prompt.ask("?", temperature=float("nan")), "temperature"),
         (Prompt.ask("?", top_logprobs=21), "top_logprobs"),
-        (Prompt.ask("?", frequency_penalty=-3.0), "frequency_penalty"),
+        (Prompt.ask("?", frequency_penalty_permille=-2001), "frequency_penalty"),
         (Prompt(messages=(Message("user", "?", images=(Image(b"text"),)),)), "no PNG"),
         (Prompt(messages=(Message("user", "", images=(PICTURE,) * (IMAGES_MAX + 1)),)), "images"),
         (

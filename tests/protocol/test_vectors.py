@@ -102,7 +102,7 @@ def test_a_sealed_body_opens() -> None:
 
 def test_the_fixed_capabilities_are_named_by_their_schemas() -> None:
     vectors = load("schemas")
-    assert set(vectors) == {"inference", "summarise"}
+    assert set(vectors) == {"embedding", "inference", "summarise"}
     for name, ware in vectors.items():
         schemas = schemas_hash(ware["input_schema"], ware["output_schema"])
         assert raw(ware["schemas_hash"]) == schemas

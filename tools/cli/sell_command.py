@@ -178,7 +178,7 @@ class _Till:
 
     def opened(self, balance: int, engine: str) -> None:
         """Say who sells what."""
-        (offering,) = self._agent.offerings.values()
+        offering = next(iter(self._agent.offerings.values()))
         if self._as_json:
             document = {
                 "agent": self._agent.name,
