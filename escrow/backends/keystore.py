@@ -19,19 +19,13 @@ import os
 import re
 import secrets
 import stat
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import Identity
 
-# What it brings along raises Python's limit of recursion to 100,000: with that, deeply nested JSON
-# from a stranger would run a parser out of its stack and end the process.
-_recursion_limit = sys.getrecursionlimit()
-from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json  # noqa: E402
-
-sys.setrecursionlimit(_recursion_limit)
+from . import keyfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,10 +164,7 @@ def seal_key(identity: Identity, passphrase: str, *, scrypt_n: int | None = None
     """
     if not passphrase:
         raise ConfigurationError("the pass phrase is empty")
-    secret, cost = identity.secret_for_keystore(), scrypt_n or SCRYPT_N
-    made = create_keyfile_json(secret, passphrase.encode(), kdf="scrypt", iterations=cost)
-    # As the format's own examples and most wallets write it: some compare it as text.
-    return json.dumps(made | {"address": identity.address[2:]}) + "\n"
+    return _sealed(identity, passphrase, scrypt_n or SCRYPT_N)
 
 
 def open_key_file(path: Path, passphrase: str) -> Identity:
@@ -270,9 +261,7 @@ def open_keystore(
     elif not passphrase:
         raise ConfigurationError("the pass phrase of the keystore is empty")
     if content is None:
-        seed = secrets.token_bytes(32)
-        made = create_keyfile_json(seed, passphrase.encode(), kdf="scrypt", iterations=cost)
-        _create(path, json.dumps(made))
+        _create(path, _sealed(Identity(secrets.token_bytes(32)), passphrase, cost))
         content = _read(path)  # Ours, or that of who was first.
     return Identity(_open(path, content or "", passphrase))
 
@@ -284,13 +273,12 @@ def change_passphrase(directory: Path, *, old: str | None, new: str | None) -> N
 
     :raises ConfigurationError: if ``old`` does not open it
     """
-    seed = open_keystore(directory, passphrase=old).secret_for_keystore()
+    seed = open_keystore(directory, passphrase=old)
     phrase = _kept_phrase(directory, make=True) if new is None else new
     if not phrase:
         raise ConfigurationError("the pass phrase of the keystore is empty")
     cost = SCRYPT_N_RANDOM if new is None else SCRYPT_N
-    made = create_keyfile_json(seed, phrase.encode(), kdf="scrypt", iterations=cost)
-    fresh = _write_aside(directory / KEY_FILE, json.dumps(made))
+    fresh = _write_aside(directory / KEY_FILE, _sealed(seed, phrase, cost))
     fresh.replace(directory / KEY_FILE)
     if new is not None:
         (directory / PHRASE_FILE).unlink(missing_ok=True)
@@ -325,13 +313,20 @@ def _kept_phrase(directory: Path, *, make: bool) -> str:
     return phrase
 
 
+def _sealed(identity: Identity, passphrase: str, cost: int) -> str:
+    secret, address = identity.secret_for_keystore(), identity.address
+    return (
+        json.dumps(keyfile.seal(secret, passphrase.encode(), address=address, scrypt_n=cost)) + "\n"
+    )
+
+
 def _open(path: Path, content: str, passphrase: str) -> bytes:
     try:
         made: dict[str, Any] = json.loads(content)
-        return decode_keyfile_json(made, passphrase.encode())
+        return keyfile.unseal(made, passphrase.encode())
+    except keyfile.WrongPassphrase as error:
+        raise ConfigurationError(f"the pass phrase does not open {path}") from error
     except ValueError as error:
-        if "MAC mismatch" in str(error):
-            raise ConfigurationError(f"the pass phrase does not open {path}") from error
         raise ConfigurationError(f"{path} is damaged: restore it from a copy") from error
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigurationError(f"{path} is no keystore of this kind") from error

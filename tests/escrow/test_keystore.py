@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from eth_account import Account
 
+from coase.escrow.backends import keystore
 from coase.escrow.backends.keystore import (
     KEY_FILE,
     PHRASE_FILE,
@@ -132,9 +133,13 @@ def test_processes_that_make_it_at_once_end_with_one(tmp_path: Path) -> None:
     assert len(list((tmp_path / "node").iterdir())) == 2
 
 
-def test_the_pass_phrase_can_be_changed_and_the_key_stays(tmp_path: Path) -> None:
+def test_the_pass_phrase_can_be_changed_and_the_key_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keystore, "SCRYPT_N", FAST)
     seed = open_keystore(tmp_path)
     change_passphrase(tmp_path, old=None, new="my own")
+    assert json.loads((tmp_path / KEY_FILE).read_text())["crypto"]["kdfparams"]["n"] == FAST
     assert not (tmp_path / PHRASE_FILE).exists()
     assert open_keystore(tmp_path, passphrase="my own").address == seed.address
     with pytest.raises(ConfigurationError):
@@ -142,6 +147,10 @@ def test_the_pass_phrase_can_be_changed_and_the_key_stays(tmp_path: Path) -> Non
     change_passphrase(tmp_path, old="my own", new=None)
     assert open_keystore(tmp_path).address == seed.address
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_guess_at_a_persons_phrase_costs_much() -> None:
+    assert keystore.SCRYPT_N >= 2**17
 
 
 def test_a_raw_key_is_read_and_never_repeated() -> None:

@@ -49,6 +49,7 @@ _WAITS: Final = ("already known", "already imported", "known transaction", "alre
 _NONCE_PAST: Final = ("nonce too low", "nonce is too low", "oldnonce", "invalid transaction nonce")
 _UNDERPRICED: Final = ("underpriced", "fee too low", "less than block base fee")
 _NEVER: Final = ("chain id", "intrinsic gas", "block gas limit", "oversized", "not supported")
+_CLOSED: Final = "the chain client was closed"
 _POOR: Final = ("insufficient funds", "insufficient balance", "enough funds")
 
 
@@ -122,6 +123,7 @@ class EvmChain:
         self._pump: asyncio.Task[None] | None = None
         self._tip: tuple[float, int] = (-TIP_AGE_MAX_S, 1)
         self._trouble = ""
+        self._closed = False
 
     @classmethod
     async def connect(
@@ -148,6 +150,7 @@ class EvmChain:
 
     async def close(self) -> None:
         """Stop waiting and close the connections. What was sent stays sent. Safe to repeat."""
+        self._closed = True
         pump, self._pump = self._pump, None
         if pump is not None:
             pump.cancel()
@@ -155,7 +158,7 @@ class EvmChain:
         for futures in self._waiting.values():
             for future in futures:
                 if not future.done():
-                    future.set_exception(ChainUnavailable("the chain client was closed"))
+                    future.set_exception(ChainUnavailable(_CLOSED))
         self._waiting.clear()
         await self.endpoint.close()
 
@@ -216,7 +219,8 @@ class EvmChain:
                 except FeeTooHigh:
                     raise
                 except ChainUnavailable:  # Its process may be starting again just now.
-                    if clock() >= away_end or clock() - began >= self._wait_max_s:
+                    late = clock() >= away_end or clock() - began >= self._wait_max_s
+                    if late or self._closed:
                         raise
                     await asyncio.sleep(AWAY_AGAIN_S)
 
@@ -604,6 +608,8 @@ class EvmChain:
 
     async def _wait(self, hashes: list[str], seconds: float) -> TxReceipt | None:
         """Wait for the receipt of any of ``hashes``; None if there is none in time."""
+        if self._closed:  # While it was being sent: nobody looks into blocks any more.
+            raise ChainUnavailable(_CLOSED)
         future: asyncio.Future[TxReceipt] = asyncio.get_running_loop().create_future()
         for tx_hash in hashes:
             self._waiting.setdefault(tx_hash, set()).add(future)
