@@ -1,4 +1,4 @@
-"""What an agent remembers of the sellers it dealt with, by its own experience alone."""
+"""What an agent remembers of the sellers it dealt with, and the little that it heard of others."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Experience:
     def mark(self, seller: AgentId, capability: str, outcome: Outcome, *, now_ms: int) -> None:
         """Take note of one more outcome."""
         self.book = self.book.record(seller, capability, outcome, now_ms=now_ms)
+
+    def hear(self, seller: AgentId, *, good: int, bad: int) -> None:
+        """Take note of what others say of a seller, in place of what they said before."""
+        self.book = self.book.hear(seller, good=good, bad=bad)
 
     def recall(self, summaries: Iterable[Mapping[str, Any]]) -> None:
         """Take in what the journal tells of deals that are over, oldest first."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 REGISTRATION_TYPE: Final = "https://eips.ethereum.org/EIPS/eip-8004#registration-v1"
 FILE_SIZE_MAX_BYTES: Final = 64 * 1024
 """A file of ours has less than one KiB. Strangers' files are read as well."""
+STARRED: Final = "starred"
+"""The tag of entries that say how good the work was, from 0 to 100."""
 DATA_URI: Final = "data:application/json;base64,"
 COMPLAINTS: Final = frozenset((How.UNDELIVERED, How.SILENT_SELLER, How.RULED))
 """Outcomes without pay that are the seller's fault, or were ruled to be."""
@@ -397,6 +399,8 @@ class Flaw(StrEnum):
     NOT_FAULTED = "not_faulted"
     """Nothing was paid, and the outcome says nothing against the seller."""
     USED_BEFORE = "used_before"
+    UNREADABLE = "unreadable"
+    """Its file is not on the chain, or the endpoint does not remember so far back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -498,6 +502,19 @@ def first_uses(found: Sequence[Counted]) -> list[Counted]:
 
 
 # ---- Weighing --------------------------------------------------------------------------------
+
+
+def rating_permille(one: Counted) -> int | None:
+    """Return how good an entry finds the work, in thousandths; None if it speaks of other things.
+
+    Whoever was paid nothing for a fault of his own was no good, whatever the number says.
+    """
+    if one.complains:
+        return 0
+    best = 100 * 10**one.entry.decimals
+    if one.entry.tag1 != STARRED or not 0 <= one.entry.value <= best:
+        return None
+    return one.entry.value * 1_000 // best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -440,11 +440,27 @@ class Registries(ABC):
         """
 
     @abstractmethod
+    async def links(self, from_block: int = 0) -> tuple[list[tuple[int, AgentId]], int]:
+        """Return which agent was linked to which wallet, oldest first, and the next block to ask.
+
+        An agent that is unlinked has the zero address. Who was linked once need not be any more:
+        ``agent`` tells.
+        """
+
+    @abstractmethod
+    async def payments(self, tx_hash: str) -> list[PaymentLog]:
+        """Return the payments of one transaction, in the order of its log.
+
+        There are none if it failed, or is not final yet.
+        """
+
     async def payment(self, tx_hash: str, log_index: int) -> PaymentLog | None:
         """Return the payment at a place of the chain.
 
         None if there is none, if its transaction failed, or if it is not final yet.
         """
+        found = await self.payments(tx_hash)
+        return next((log for log in found if log.log_index == log_index), None)
 
     @abstractmethod
     async def close(self) -> None:

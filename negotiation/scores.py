@@ -4,6 +4,8 @@ A seller that does not confirm an accept, or does not deliver, looks dearer in t
 and after each silence in a row it is left alone for twice as long. So the cheapest seller that
 never answers costs a few accepts and not minutes. Records are kept per capability, because a
 block that holds everywhere is a way to shut somebody out, and they fade, because machines mend.
+
+What others say counts too, a little: enough to tell two strangers apart, and less than one job.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ REST_MAX_MS: Final = 10 * 60 * 1_000
 RECORDS_MAX: Final = 10_000  # About 3 MB; the one that was touched longest ago goes first.
 WHOLE: Final = 1_000_000
 PRIOR_BAD: Final = 50_000  # A stranger counts as failing once in twenty: the weight of one job.
+HEARD_MAX: Final = WHOLE // 2
+"""What all others together say of a seller weighs at most half as much as one job of one's own."""
 FAILURE_MAX_PERMILLE: Final = 950  # Expected cost divides by what is left to a thousand.
 
 
@@ -83,10 +87,11 @@ class Scorebook:
     _rows: Mapping[tuple[AgentId, str], ScoreRow] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    _heard: Mapping[AgentId, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def of(cls, rows: Iterable[ScoreRow]) -> Scorebook:
-        """Return the book of these rows, as they were kept."""
+        """Return the book of these rows, as they were kept. What others said is heard anew."""
         return cls(MappingProxyType({(row.seller, row.capability): row for row in rows}))
 
     def rows(self) -> tuple[ScoreRow, ...]:
@@ -113,13 +118,35 @@ class Scorebook:
         rows[seller, capability] = row
         if len(rows) > RECORDS_MAX:
             del rows[min(rows, key=lambda key: (rows[key].at_ms, key))]
-        return Scorebook(MappingProxyType(rows))
+        return Scorebook(MappingProxyType(rows), self._heard)
+
+    def hear(self, seller: AgentId, *, good: int, bad: int) -> Scorebook:
+        """Return the book with what others say of a seller, in place of what they said before.
+
+        Both are in millionths; together they count for at most ``HEARD_MAX``.
+        """
+        total = good + bad
+        if total > HEARD_MAX:
+            good, bad = good * HEARD_MAX // total, bad * HEARD_MAX // total
+        heard = dict(self._heard)
+        heard.pop(seller, None)
+        if total:
+            heard[seller] = (good, bad)
+        if len(heard) > RECORDS_MAX:
+            del heard[next(iter(heard))]
+        return Scorebook(self._rows, MappingProxyType(heard))
+
+    def heard(self, seller: AgentId) -> tuple[int, int]:
+        """Return what others say of a seller, good and bad, as it counts."""
+        return self._heard.get(seller, (0, 0))
 
     def failure_permille(self, seller: AgentId, capability: str, *, now_ms: int) -> int:
         """Return how often this seller is expected to fail, from 0 to 950 of a thousand."""
         row = self._now(seller, capability, now_ms)
-        weight = row.good + row.bad + WHOLE
-        return min((row.bad + PRIOR_BAD) * 1_000 // weight, FAILURE_MAX_PERMILLE)
+        heard_good, heard_bad = self.heard(seller)
+        weight = row.good + row.bad + heard_good + heard_bad + WHOLE
+        bad = row.bad + heard_bad + PRIOR_BAD
+        return min(bad * 1_000 // weight, FAILURE_MAX_PERMILLE)
 
     def rests_until_ms(self, seller: AgentId, capability: str) -> int:
         """Return until when this seller is left alone; 0 if it never was silent."""

@@ -172,9 +172,18 @@ class MemoryRegistries(Registries):
         """Return what was said of an agent from ``from_block`` on, oldest first."""
         return [one for one in self._of(agent_id) if one.block >= from_block]
 
-    async def payment(self, tx_hash: str, log_index: int) -> PaymentLog | None:
-        """Return the payment that was put at that place."""
-        return self.books.payments.get((tx_hash, log_index))
+    async def links(self, from_block: int = 0) -> tuple[list[tuple[int, AgentId]], int]:
+        """Return which agent was linked to which wallet, oldest first, and the next block."""
+        states = [state for states in self.books.agents.values() for state in states]
+        told = [(one.agent_id, one.wallet) for block, one in sorted(
+            states, key=lambda state: state[0]
+        ) if block >= from_block]  # fmt: skip
+        return told, self.books.number + 1
+
+    async def payments(self, tx_hash: str) -> list[PaymentLog]:
+        """Return the payments that were put into a transaction."""
+        found = [log for (where, _), log in self.books.payments.items() if where == tx_hash]
+        return sorted(found, key=lambda log: log.log_index)
 
     async def close(self) -> None:
         """Do nothing."""

@@ -111,6 +111,16 @@ class RegistriesSuite:
         assert await registries.agent(agent_id, block=done.block) == now
         assert await registries.agent(agent_id, block=0) is None
 
+    async def test_who_is_paid_for_which_agent_is_found(self, world: RegistriesWorld) -> None:
+        registries = world.registries
+        first = await registries.register("mine", "", SELLER)
+        second = await registries.register("theirs", "", BUYER)
+        told, block = await registries.links()
+        assert told == [(first, SELLER.address), (second, BUYER.address)]
+        link = await world.link(first, WALLET, deadline_s=await world.now_s() + 200)
+        await registries.perform("link", link, SELLER)
+        assert (await registries.links(block))[0] == [(first, WALLET.address)]
+
     async def test_feedback_is_told_in_order(self, world: RegistriesWorld) -> None:
         registries = world.registries
         agent_id = await registries.register("mine", "", SELLER)

@@ -26,6 +26,7 @@ from coase.escrow.feedback import (
     data_uri,
     first_uses,
     from_data_uri,
+    rating_permille,
     read_entry,
     registration_file,
     registry_domain,
@@ -299,3 +300,21 @@ def test_all_strangers_together_weigh_no_more_than_one_group() -> None:
     old = paid(1023, client=BUYER, age_s=DAY_S)
     (_, fresh), (_, aged) = weigh([known, old], groups={}, now_s=NOW_S, scale=scale)
     assert fresh > aged
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "tag", "found"),
+    [
+        (80, 0, "starred", 800),
+        (995, 1, "starred", 995),
+        (101, 0, "starred", None),
+        (-1, 0, "starred", None),
+        (99, 0, "uptime", None),
+    ],
+)
+def test_how_good_an_entry_finds_the_work(
+    value: int, decimals: int, tag: str, found: int | None
+) -> None:
+    one = entry_of(value=value, decimals=decimals, tag1=tag)
+    assert rating_permille(Counted(one, LOG, TOKEN, complains=False)) == found
+    assert rating_permille(Counted(one, LOG, TOKEN, complains=True)) == 0

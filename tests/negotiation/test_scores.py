@@ -9,6 +9,7 @@ from coase.negotiation import scores as scores_module
 from coase.negotiation.scores import (
     FAILURE_MAX_PERMILLE,
     HALF_LIFE_MS,
+    HEARD_MAX,
     REST_FIRST_MS,
     REST_MAX_MS,
     WHOLE,
@@ -109,3 +110,23 @@ def test_a_flood_of_sellers_pushes_out_the_oldest_records_only(monkeypatch) -> N
     for index in range(5):
         book = book.record(f"0x{index:040x}", CAP, Outcome.DECLINED, now_ms=index)
     assert [row.at_ms for row in book.rows()] == [2, 3, 4]
+
+
+def test_what_others_say_tells_strangers_apart_and_weighs_less_than_one_job() -> None:
+    stranger = Scorebook().failure_permille(SELLER, CAP, now_ms=0)
+    praised = Scorebook().hear(SELLER, good=10 * WHOLE, bad=0)
+    blamed = Scorebook().hear(SELLER, good=0, bad=10 * WHOLE)
+    assert praised.heard(SELLER) == (HEARD_MAX, 0)
+    told = [one.failure_permille(SELLER, CAP, now_ms=0) for one in (praised, blamed)]
+    assert told[0] < stranger < told[1]
+    # One job of our own says more than all of them, in both directions.
+    own = Scorebook().record(SELLER, CAP, Outcome.DELIVERED, now_ms=0)
+    assert own.failure_permille(SELLER, CAP, now_ms=0) < told[0]
+    bad = Scorebook().record(SELLER, CAP, Outcome.UNDELIVERED, now_ms=0)
+    assert bad.failure_permille(SELLER, CAP, now_ms=0) > told[1]
+    # It is replaced and not added to, outlives our own records, and is gone when nothing is said.
+    twice = blamed.hear(SELLER, good=0, bad=10 * WHOLE).record(
+        SELLER, CAP, Outcome.DELIVERED, now_ms=0
+    )
+    assert twice.heard(SELLER) == (0, HEARD_MAX)
+    assert twice.hear(SELLER, good=0, bad=0).heard(SELLER) == (0, 0)

@@ -23,6 +23,7 @@ from coase.escrow.feedback import (
 from coase.escrow.ports import Receipt, Registries
 from coase.escrow.voucher import CHANNELS
 from coase.protocol.errors import CallReverted, ChainUnavailable, ConfigurationError
+from coase.protocol.identity import keccak256
 from coase.protocol.types import AgentId, How
 
 from .abi import Abi, escrow_abi, factory_abi
@@ -33,6 +34,8 @@ from .fixed import IDENTITY_REGISTRY, REPUTATION_REGISTRY
 from .rpc import RpcFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from coase.escrow.ports import TxStore
     from coase.protocol.identity import Identity
 
@@ -46,6 +49,8 @@ LOGS_RANGE_MAX_BLOCKS: Final = 2_000  # What careful public endpoints give at a 
 _REGISTER: Final = "register(string)"
 _SETTLED: Final = "DealSettled"
 _CLAIMED: Final = "Claimed"
+_METADATA: Final = "MetadataSet"
+_WALLET: Final = b"agentWallet"
 
 
 @cache
@@ -220,10 +225,9 @@ class EvmRegistries(Registries):
         """Return what was said of an agent from ``from_block`` on, oldest first."""
         abi = reputation_abi()
         given, revoked = abi.topic("NewFeedback"), abi.topic("FeedbackRevoked")
-        raws = await self._logs(
-            [["0x" + given.hex(), "0x" + revoked.hex()], "0x" + agent_id.to_bytes(32).hex()],
-            from_block,
-        )
+        head = await self.chain.endpoint.latest()
+        about = [["0x" + given.hex(), "0x" + revoked.hex()], "0x" + agent_id.to_bytes(32).hex()]
+        raws = await self._logs(self.reputation, about, from_block, head.number)
         gone: set[tuple[AgentId, int]] = set()
         found: list[dict[str, Any]] = []
         for raw in raws:
@@ -238,49 +242,74 @@ class EvmRegistries(Registries):
         times = {block.number: block.time_s for block in blocks}
         return [_entry(one, times, gone) for one in found]
 
-    async def payment(self, tx_hash: str, log_index: int) -> PaymentLog | None:
-        """Return the payment at a place of the chain; None if there is none that is final."""
+    async def links(self, from_block: int = 0) -> tuple[list[tuple[int, AgentId]], int]:
+        """Return which agent was linked to which wallet, oldest first, and the next block to ask.
+
+        Blocks that a fork may still undo are asked for again.
+        """
+        abi = identity_abi()
+        head = await self.chain.endpoint.latest()
+        topics = ["0x" + abi.topic(_METADATA).hex(), None, "0x" + keccak256(_WALLET).hex()]
+        told: list[tuple[int, AgentId]] = []
+        for raw in await self._logs(self.domain.contract, topics, from_block, head.number):
+            where = [bytes.fromhex(topic[2:]) for topic in raw["topics"]]
+            fields = abi.events[where[0]].decode(where, bytes.fromhex(raw["data"][2:]))
+            wallet = bytes(fields["metadataValue"])[-20:]
+            told.append((fields["agentId"], "0x" + wallet.rjust(20, b"\0").hex()))
+        return told, max(from_block, head.number + 1 - self.confirmations)
+
+    async def payments(self, tx_hash: str) -> list[PaymentLog]:
+        """Return the payments of one transaction, in the order of its log; none if not final."""
         told = await self._receipt(tx_hash)
         if told is None or told["status"] != "0x1":
-            return None
+            return []
         head = await self.chain.endpoint.latest()
         number = int(told["blockNumber"], 16)
         if number + self.confirmations > head.number:
-            return None
-        raw = next((log for log in told["logs"] if int(log["logIndex"], 16) == log_index), None)
-        if raw is None or not raw["topics"]:
-            return None
+            return []
         block = await self.chain.endpoint.block(hex(number))
+        # One transaction may settle many deals of one escrow: it is asked about once.
+        made = dict.fromkeys(raw["address"].lower() for raw in told["logs"] if _is(raw, _SETTLED))
+        escrows = {contract: await self._escrow(contract) for contract in made}
+        found = (self._payment(raw, block.time_s, escrows) for raw in told["logs"])
+        return [log for log in found if log is not None]
+
+    def _payment(
+        self, raw: dict[str, Any], time_s: int, escrows: Mapping[str, tuple[bool, str]]
+    ) -> PaymentLog | None:
         contract = raw["address"].lower()
+        where = {
+            "contract": contract,
+            "block": int(raw["blockNumber"], 16),
+            "log_index": int(raw["logIndex"], 16),
+            "time_s": time_s,
+        }
         topics = [bytes.fromhex(topic[2:]) for topic in raw["topics"]]
         data = bytes.fromhex(raw["data"][2:])
-        if topics[0] == channels_abi().topic(_CLAIMED):
-            fields = channels_abi().events[topics[0]].decode(topics, data)
-            return PaymentLog(
-                contract=contract,
-                is_trusted=contract == self._channels,
-                block=number,
-                log_index=log_index,
-                time_s=block.time_s,
-                channel_id=topics[1],
-                to_seller_units=fields["claimAmount"],
-            )
-        if topics[0] == escrow_abi().topic(_SETTLED):
-            fields = escrow_abi().events[topics[0]].decode(topics, data)
-            trusted, token = await self._escrow(contract)
-            return PaymentLog(
-                contract=contract,
-                is_trusted=trusted,
-                block=number,
-                log_index=log_index,
-                time_s=block.time_s,
-                job_id=topics[1],
-                buyer=fields["buyer"],
-                seller=fields["seller"],
-                token=token,
-                to_seller_units=fields["toSeller"],
-                how=How(fields["how"]),
-            )
+        try:
+            if _is(raw, _CLAIMED):
+                fields = channels_abi().events[topics[0]].decode(topics, data)
+                return PaymentLog(
+                    **where,
+                    is_trusted=contract == self._channels,
+                    channel_id=topics[1],
+                    to_seller_units=fields["claimAmount"],
+                )
+            if _is(raw, _SETTLED):
+                fields = escrow_abi().events[topics[0]].decode(topics, data)
+                trusted, token = escrows[contract]
+                return PaymentLog(
+                    **where,
+                    is_trusted=trusted,
+                    job_id=topics[1],
+                    buyer=fields["buyer"],
+                    seller=fields["seller"],
+                    token=token,
+                    to_seller_units=fields["toSeller"],
+                    how=How(fields["how"]),
+                )
+        except (DecodingError, ValueError, IndexError):
+            return None  # A stranger's contract, whose event only looks like it.
         return None
 
     async def _escrow(self, contract: str) -> tuple[bool, str]:
@@ -302,13 +331,14 @@ class EvmRegistries(Registries):
             return None
         return told if isinstance(told, dict) else None
 
-    async def _logs(self, topics: list[Any], first: int) -> list[dict[str, Any]]:
-        head = await self.chain.endpoint.latest()
+    async def _logs(
+        self, contract: str, topics: list[Any], first: int, newest: int
+    ) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        while first <= head.number:
-            last = min(head.number, first + LOGS_RANGE_MAX_BLOCKS - 1)
+        while first <= newest:
+            last = min(newest, first + LOGS_RANGE_MAX_BLOCKS - 1)
             query = {
-                "address": self.reputation,
+                "address": contract,
                 "topics": topics,
                 "fromBlock": hex(first),
                 "toBlock": hex(last),
@@ -320,6 +350,12 @@ class EvmRegistries(Registries):
                 raise ChainUnavailable(f"{url} gives no logs: {error}") from error
             first = last + 1
         return found
+
+
+def _is(raw: dict[str, Any], event: str) -> bool:
+    """Return whether a log is that event, whoever raised it."""
+    abi = channels_abi() if event == _CLAIMED else escrow_abi()
+    return bool(raw["topics"]) and raw["topics"][0] == "0x" + abi.topic(event).hex()
 
 
 async def require_registries(chain: EvmChain, *, identity: str, reputation: str) -> None:
