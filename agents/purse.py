@@ -215,6 +215,10 @@ class Purse(OpenPurse):
         """Return what is promised or locked now by one account."""
         return sum(held.units for held in self._open.values() if held.account == account)
 
+    def used_by(self, account: str) -> int:
+        """Return what one account has spent so far, with what it has promised."""
+        return self._account(account).used_units
+
     def _account(self, name: str) -> SpendEnvelope:
         """Return the limits of an account; one that nobody has named has none of its own."""
         if not name:

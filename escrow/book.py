@@ -504,6 +504,11 @@ class SpendEnvelope:
         return self.meters[0].limits
 
     @property
+    def used_units(self) -> int:
+        """What was spent here so far, with what is promised."""
+        return self.meters[0].all_units
+
+    @property
     def limited(self) -> bool:
         """Whether there is any limit, here or above."""
         return any(meter.limits != SpendLimits() for meter in self.meters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,19 +13,31 @@ import typer
 from coase.protocol.errors import ComputeFailed, ConfigurationError
 
 from .app import Json, app, emit, fail, out, perform, raise_user, say
+from .gateway_keys import NAME, directory_of, keys
+from .gateway_usage import usage
 
 if TYPE_CHECKING:
     from coase.agents.compute.market import MarketCompute
     from coase.agents.compute.ports import Compute
-    from coase.tools.gateway.server import Doors
+    from coase.tools.gateway.server import Books, Doors
+    from coase.tools.gateway.usage import UsageJournal
 
-NAME: Final = "gateway"
 # As many as a small machine answers at once; whoever comes then is bought for, not queued.
 LOCAL_AT_ONCE: Final = 4
+# An office asks at once; whoever waits longer than its client likes goes away by itself.
+QUEUE_MAX: Final = 512
+# Deals that bargain and lock side by side; each holds what its answer may cost.
+BOUGHT_AT_ONCE: Final = 32
+
+gateways = typer.Typer(invoke_without_command=True)
+gateways.add_typer(keys, name="keys")
+gateways.command("usage")(usage)
+app.add_typer(gateways, name="gateway")
 
 
-@app.command()
+@gateways.callback()
 def gateway(
+    context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 11435,
     max_price: Annotated[
         str, typer.Option(help="The most for one prompt, such as 0.01; without, nothing is bought.")
@@ -46,10 +58,11 @@ def gateway(
         list[str] | None, typer.Option(help="Another name by which clients call it.")
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A web page's origin, such as http://localhost:3000.")
+        list[str] | None,
+        typer.Option(help="A web page's origin, such as http://localhost:3000, or tauri://*."),
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option(help="File of API keys, one a line; clients must give one.")
+        Path | None, typer.Option(help="File of more API keys, one a line, without own budgets.")
     ] = None,
     state: Annotated[
         Path | None, typer.Option(help="Directory for key and journal; the user's own without.")
@@ -59,10 +72,13 @@ def gateway(
     """Serve the APIs of OpenAI, Ollama and Anthropic on one port of this machine.
 
     Each prompt is answered by the engine here if that has the model and a place, else bought
-    within the limits. The header x-coase-made of an answer says which.
+    within the limits. The header x-coase-made of an answer says which. With coase gateway keys
+    each caller gets a key with a budget of its own; coase gateway usage shows who used what.
 
     Example: [b]coase gateway --max-price 0.01 --budget 1[/b]
     """
+    if context.invoked_subcommand is not None:
+        return
     if bool(max_price) != bool(budget):
         raise_user("--max-price and --budget go together: the most for one prompt, and in all")
     if not local and not max_price:
@@ -72,8 +88,9 @@ def gateway(
     buys = _Buying(max_price, budget, stall, state) if max_price else None
 
     async def work() -> None:
-        doors = _doors(host, allow_host or [], allow_origin or [], key_file)
-        await _serve(makes, buys, doors, host, port, as_json=json_)
+        directory = directory_of(state)
+        doors = _doors(host, allow_host or [], allow_origin or [], key_file, directory)
+        await _serve(makes, buys, doors, directory, host, port, as_json=json_)
 
     perform(work)
 
@@ -92,6 +109,7 @@ async def _serve(
     makes: tuple[str, str] | None,
     buys: _Buying | None,
     doors: Doors,
+    directory: Path,
     host: str,
     port: int,
     *,
@@ -101,17 +119,20 @@ async def _serve(
 
     from coase.agents.compute.router import RouterCompute
     from coase.tools.gateway.server import application, serving
+    from coase.tools.gateway.usage import UsageJournal
 
     from .agent_command import watch_links
 
     async with AsyncExitStack() as stack:
+        journal = stack.enter_context(closing(UsageJournal(directory)))
         own = await _local(*makes, wanted=buys is None) if makes is not None else None
         if own is not None:
             stack.push_async_callback(own.close)
         market = await _market(stack, buys) if buys is not None else None
         router = RouterCompute(local=own, market=market)
+        books = _books(journal, market, buys)
         at = await stack.enter_async_context(
-            serving(application(router, doors), host=host, port=port)
+            serving(application(router, doors, books), host=host, port=port)
         )
         signals = stack.enter_context(
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -124,8 +145,33 @@ async def _serve(
             group.cancel_scope.cancel()
 
 
-def _doors(host: str, hosts: list[str], origins: list[str], key_file: Path | None) -> Doors:
+def _books(journal: UsageJournal, market: MarketCompute | None, buys: _Buying | None) -> Books:
+    """Return who pays and where it is written down, told of every deal from now on."""
+    from functools import partial
+
+    from coase.agents.purse import rows_of
+    from coase.tools.gateway.calls import Till
+    from coase.tools.gateway.server import Books
+
+    if market is None or buys is None:
+        return Books(usage=journal)
+    agent, node = market.agent, market.agent.node
+    assert node is not None
+    assert agent.seat is not None
+    asset = node.settlement.asset
+    till = Till(agent.purse, name=agent.name, place=str(buys.state or ""))
+    node.runtime.observers.append(till.notice)
+    node.runtime.observers.append(partial(journal.notice, asset, agent.address))
+    past = rows_of(node.journal.summaries(agent.address))
+    journal.heal(asset, agent.seat.desk.threads.values(), past)
+    return Books(till=till, usage=journal)
+
+
+def _doors(
+    host: str, hosts: list[str], origins: list[str], key_file: Path | None, directory: Path
+) -> Doors:
     try:
+        from coase.tools.gateway.keys import KeyFile
         from coase.tools.gateway.server import LOOPBACK, Doors, read_keys
     except ModuleNotFoundError as error:
         raise ConfigurationError(
@@ -138,15 +184,26 @@ def _doors(host: str, hosts: list[str], origins: list[str], key_file: Path | Non
             keys = read_keys(key_file.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{key_file} cannot be read: {error}") from None
-    if host not in ("localhost", "127.0.0.1", "::1") and not keys:
+    ring = KeyFile(directory)
+    open_to_others = host not in ("localhost", "127.0.0.1", "::1")
+    guarded = bool(keys or ring.read())
+    if open_to_others and not guarded:
         raise ConfigurationError(
-            f"{host} can be reached by others, who would spend your money: give --key-file"
+            f"{host} can be reached by others, who would spend your money: make keys with"
+            " coase gateway keys add, or give --key-file"
+        )
+    if "*" in origins and not guarded:
+        raise ConfigurationError(
+            "--allow-origin * lets every web page spend your money: make keys with"
+            " coase gateway keys add"
         )
     named = f"[{host}]" if ":" in host else host
     return Doors(
         hosts=(*LOOPBACK, named.lower(), *(name.lower() for name in hosts)),
         origins=tuple(origins),
         keys=keys,
+        key_file=ring,
+        keyed=open_to_others or "*" in origins,
     )
 
 
@@ -158,7 +215,7 @@ async def _local(engine: str, url: str, *, wanted: bool) -> Compute | None:
     from .sell_command import kind_of
 
     # Where everything can be bought nobody need wait.
-    limits = Limits(concurrency=LOCAL_AT_ONCE, **({} if wanted else {"queue_max": 0}))
+    limits = Limits(concurrency=LOCAL_AT_ONCE, queue_max=QUEUE_MAX if wanted else 0)
     config = ComputeConfig(kind=kind_of(engine), url=url, limits=limits)
     try:
         return await find_compute(config, say=say)
@@ -172,6 +229,7 @@ async def _local(engine: str, url: str, *, wanted: bool) -> Compute | None:
 async def _market(stack: AsyncExitStack, buys: _Buying) -> MarketCompute:
     """Join the market with an agent that buys within the limits."""
     from coase.agents.agent import Agent
+    from coase.agents.compute.gate import Limits
     from coase.agents.compute.market import MarketCompute
     from coase.agents.config import load_network
     from coase.agents.node import open_node
@@ -186,7 +244,8 @@ async def _market(stack: AsyncExitStack, buys: _Buying) -> MarketCompute:
     node = await stack.enter_async_context(open_node(network=network, state=place))
     agent = await node.add(Agent(NAME, budget=buys.budget))
     await fund(node, agent)
-    return MarketCompute(agent, max_price=buys.max_price, stall_max_s=buys.stall)
+    limits = Limits(concurrency=BOUGHT_AT_ONCE, queue_max=QUEUE_MAX)
+    return MarketCompute(agent, max_price=buys.max_price, stall_max_s=buys.stall, limits=limits)
 
 
 async def _announce(router: Compute, at: str, *, as_json: bool) -> None:
