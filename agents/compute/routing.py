@@ -35,6 +35,8 @@ NEAR_PERMILLE: Final = 1_120
 """Ways within so much of the best are as good: which of them is taken is left to chance."""
 EXPLORE_PERMILLE: Final = 30
 """So many calls in a thousand try somebody new who may be better than the best known."""
+HEARD_MAX_MS: Final = 180_000  # Sellers are asked every half minute; who is silent so long, left.
+COOLING: Final = "cooling down after a failure"
 HEDGE_MIN_MS: Final = 250  # Before that a second request costs more than it saves.
 HEDGE_DEVIATIONS: Final = 3
 BAD_FACTOR: Final = 10
@@ -260,12 +262,19 @@ class RouteBook:
         """
         self._refresh(now_ms)
         ranking: list[Choice] = []
+        cooling: list[_Found] = []
         refused: dict[str, int] = {}
         for model in wish.models or ("",):
             group = self._group(wish, model, now_ms)
             for why, count in group.refused.items():
                 refused[why] = refused.get(why, 0) + count
-            ranking += self._rank(group, wish, size, refused, now_ms, chance)
+            good, cool = self._rank(group, wish, size, refused, now_ms)
+            cooling += cool
+            if good:
+                first = "the next model of the wish" if ranking else ""
+                ranking += _drawn(good, chance, first)
+        if not ranking and cooling:  # Better somebody who failed just now than nobody.
+            ranking = _drawn(cooling[:1], 0, f"{COOLING}, and there is nobody else")
         asked, hedge_after_ms = _company(ranking)
         return Decision(
             ranking=tuple(ranking),
@@ -276,49 +285,44 @@ class RouteBook:
         )
 
     def _rank(
-        self,
-        group: _Group,
-        wish: Wish,
-        size: Size,
-        refused: dict[str, int],
-        now_ms: int,
-        chance: int,
-    ) -> list[Choice]:
-        """Return the best ways of one group, the one to take first."""
+        self, group: _Group, wish: Wish, size: Size, refused: dict[str, int], now_ms: int
+    ) -> tuple[list[_Found], list[_Found]]:
+        """Return the best ways of one group in their order, and those that cool down."""
         i, o = size.input + size.cached, size.output
         scores = [a + b * i + c * o for a, b, c in group.lines]
         ways = group.ways
-        found: list[tuple[int, Choice, Way]] = []
+        found: list[_Found] = []
+        cooling: list[_Found] = []
         taken, width = 0, SHORTLIST
         while taken < len(scores) and len(found) < SHORTLIST // 2:
             # Nearly always the first few will do; where all are refused, all were looked at.
             width = width if taken == 0 else len(scores)
             for _, at in nsmallest(width, zip(scores, range(len(scores)), strict=True))[taken:]:
-                way = ways[at]
-                choice, score, why = self._weigh(way, wish, size, now_ms)
-                if why:
+                choice, score, why = self._weigh(ways[at], wish, size, now_ms)
+                if choice is None or why:
                     refused[why] = refused.get(why, 0) + 1
-                elif choice is not None:
-                    found.append((score, choice, way))
+                if choice is not None:
+                    (cooling if why else found).append((score, choice))
             taken = width
-        found.sort(key=lambda each: (each[0], each[1].expected_ms, each[1].seller))
-        del found[SHORTLIST:]
-        return _drawn(found, chance)
+        for rows in (found, cooling):
+            rows.sort(key=lambda each: (each[0], each[1].expected_ms, each[1].seller))
+            del rows[SHORTLIST:]
+        return found, cooling
 
     def _weigh(
         self, way: Way, wish: Wish, size: Size, now_ms: int
     ) -> tuple[Choice | None, int, str]:
-        """Return a way as it stands now, or why it must not be taken."""
+        """Return a way as it stands now, and why it should not be taken; None if it must not."""
         listing = way.listing
-        if self._cool.get(listing.seller, 0) > now_ms:
-            return None, 0, "cooling down after a failure"
+        if listing.place is not Place.HERE and way.heard_ms < now_ms - HEARD_MAX_MS:
+            return None, 0, "not heard of lately"
         ahead = way.ahead(now_ms)
         first_us, took_us = way.expected_us(size, ahead=ahead)
         if wish.deadline_ms and took_us > wish.deadline_ms * 1_000:
             return None, 0, "expected too late"
         price = way.price_millionths(size)
         units = -(-price // MILLION)
-        if wish.most_units is not None and units > wish.most_units:
+        if wish.most_units is not None and way.most_millionths(size) > wish.most_units * MILLION:
             return None, 0, "too dear"
         factor, beside = _risk(way, wish, now_ms)
         score = (price + wish.second_units * took_us) * factor // MILLION + beside
@@ -335,7 +339,7 @@ class RouteBook:
             ahead=ahead,
             seen=way.seen,
         )
-        return choice, score, ""
+        return choice, score, COOLING if self._cool.get(listing.seller, 0) > now_ms else ""
 
     # ---- Keeping what is sorted out up to date ------------------------------------------------
 
@@ -466,25 +470,26 @@ def _risk(way: Way, wish: Wish, now_ms: int) -> tuple[int, int]:
     return MILLION + odds + BAD_FACTOR * bads, beside
 
 
-def _drawn(found: list[tuple[int, Choice, Way]], chance: int) -> list[Choice]:
+_Found = tuple[int, Choice]
+
+
+def _drawn(found: list[_Found], chance: int, why: str = "") -> list[Choice]:
     """Return the choices in the order in which to try them.
 
     Two are drawn among those as good as the best, and the better one goes first: buyers that all
     know the same would otherwise all go to the same one. Now and then somebody new goes first.
     """
-    if not found:
-        return []
-    best, first, _ = found[0]
-    near = [at for at, (score, _, _) in enumerate(found) if score * 1_000 <= best * NEAR_PERMILLE]
+    best, first = found[0]
+    near = [at for at, (score, _) in enumerate(found) if score * 1_000 <= best * NEAR_PERMILLE]
+    at, why = 0, why or "the least expected cost"
     draws = _draws(chance)
-    at, why = 0, "the least expected cost"
     if first.place is not Place.HERE and len(near) > 1:
         # The engine here has no herds: nobody else sends there.
         pair = near[next(draws) % len(near)], near[next(draws) % len(near)]
         at = min(pair)
         if at:
             why = f"drawn among {len(near)} within {NEAR_PERMILLE - 1_000} permille of the best"
-    new = [n for n, (_, choice, _) in enumerate(found) if not choice.seen and n != at]
+    new = [n for n, (_, choice) in enumerate(found) if not choice.seen and n != at]
     if new and found[at][1].seen and next(draws) % 1_000 < EXPLORE_PERMILLE:
         at, why = new[next(draws) % len(new)], "tried out: nobody knows it yet"
     order = [at, *(n for n in range(len(found)) if n != at)]

@@ -43,6 +43,8 @@ class Size:
     output: int
     cached: int = 0
     """Read from an earlier call that the seller still knows."""
+    output_max: int = 0
+    """The most that may be written, which is what a price is agreed for; 0 if as expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,11 @@ class Way:
         asked = self.asked_permille + self.spread_permille
         cached = self.listing.cached_units * asked // PERMILLE
         return at_once + per_in * size.input + cached * size.cached + per_out * size.output
+
+    def most_millionths(self, size: Size) -> int:
+        """Return what may have to be agreed for a call, as far as it is known."""
+        longer = max(size.output_max - size.output, 0)
+        return self.price_millionths(size) + self.price_line()[2] * longer
 
     # ---- Trust -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from coase.agents.compute.routing import (
+    HEARD_MAX_MS,
     HERE,
     NEAR_PERMILLE,
     RouteBook,
@@ -204,18 +205,41 @@ def test_a_policy_holds_whatever_it_costs_and_whoever_else_fails() -> None:
 
 
 def test_who_failed_cools_down_twice_as_long_each_time_until_it_delivers() -> None:
-    book, waits, now_ms = book_of(listing("a")), [], 0
+    book, waits, now_ms = book_of(listing("a"), listing("b", output_units=10**9)), [], 0
     for _ in range(3):
         book.failed("a", MODEL, lost_us=1, now_ms=now_ms)
         until_ms = book.cools_until_ms("a")
         waits.append(until_ms - now_ms)
-        assert first(book, now_ms=until_ms - 1) == ""
+        assert first(book, now_ms=until_ms - 1) == "b"
         assert first(book, now_ms=until_ms) == "a"
         now_ms = until_ms
     assert waits == [COOL_FIRST_MS, 2 * COOL_FIRST_MS, 4 * COOL_FIRST_MS]
     answered(book, "a", first_ms=5, token_ms=1, now_ms=now_ms)
     book.failed("a", MODEL, lost_us=1, now_ms=now_ms)
     assert book.cools_until_ms("a") - now_ms == COOL_FIRST_MS
+
+
+def test_who_cools_down_is_better_than_nobody() -> None:
+    book = book_of(listing("a"))
+    book.failed("a", MODEL, lost_us=1, now_ms=0)
+    (choice,) = book.decide(Wish(), SIZE, now_ms=1, chance=1).ranking
+    assert (choice.seller, choice.why.partition(",")[0]) == ("a", "cooling down after a failure")
+
+
+def test_who_was_not_heard_of_for_long_is_left_until_it_is_heard_again() -> None:
+    book = book_of(listing("a"))
+    later_ms = HEARD_MAX_MS + 1
+    assert first(book, now_ms=HEARD_MAX_MS) == "a"
+    assert first(book, now_ms=later_ms) == ""
+    book.learn(listing("a"), now_ms=later_ms)
+    assert first(book, now_ms=later_ms) == "a"
+
+
+def test_the_longest_answer_must_be_within_the_highest_price() -> None:
+    book = book_of(listing("a"))
+    wish, long = Wish(most_units=1_000), Size(200, 100, output_max=250)
+    assert book.decide(wish, SIZE, now_ms=0, chance=1).ranking
+    assert not book.decide(wish, long, now_ms=0, chance=1).ranking
 
 
 def test_a_better_one_far_down_the_list_is_found_when_all_before_it_are_excluded() -> None:
