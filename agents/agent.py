@@ -342,6 +342,7 @@ class Agent:
         shortlist: int = 3,
         rounds: int = 3,
         blocked: Collection[AgentId] = (),
+        allowed: Collection[AgentId] = (),
         tries: int = 1,
         key: str = "",
         on_text: Callable[[str], None] | None = None,
@@ -370,6 +371,7 @@ class Agent:
             bids_min=bids_min,
             bids_max=bids_max,
             blocked=frozenset(blocked),
+            allowed=frozenset(allowed),
             most_units=max_units,
             charge=charged_to(),
         )

@@ -141,10 +141,16 @@ class Wish:
     bids_min: int = 1
     bids_max: int = 16
     blocked: frozenset[str] = frozenset()
+    allowed: frozenset[str] = frozenset()
+    """With any, offers of nobody else are read."""
     most_units: int = 0
     """The most that the buyer pays, if it says so. It stays here: no request holds it."""
     charge: Charge = NO_CHARGE
     """Who within the buyer's own house pays for it."""
+
+    def reads(self, seller: AgentId) -> bool:
+        """Return whether offers of ``seller`` are looked at."""
+        return seller not in self.blocked and (not self.allowed or seller in self.allowed)
 
 
 class AskState(StrEnum):
@@ -347,7 +353,7 @@ class BuyerDesk:
             and ask.state is AskState.OPEN
             and not ask.full
             and header.deal not in ask.offers  # That thread has ended, and journals say so.
-            and header.sender not in ask.wish.blocked
+            and ask.wish.reads(header.sender)
         )
 
     def offered(self, header: Header, *, now_ms: int) -> Thread | None:
@@ -355,7 +361,7 @@ class BuyerDesk:
         ask = self.asks.get(header.re)
         if ask is None or ask.state is not AskState.OPEN:
             return None
-        if ask.full or header.sender in ask.wish.blocked:
+        if ask.full or not ask.wish.reads(header.sender):
             raise Refused("capacity", "no more offers are read for this request")
         if now_ms >= ask.request.reply_by_ms:
             raise Refused("expired", "the request no longer takes offers")
