@@ -366,6 +366,10 @@ class Plan(Generic[T, R]):
         """The time that is left."""
         return self._within_s if self._until_s == math.inf else self._until_s - anyio.current_time()
 
+    def expect(self, pieces: int) -> None:
+        """Note how many pieces will come: each gets an equal share of the money."""
+        self._expected = max(self._expected, self._known + pieces)
+
     def receipt(self) -> Receipt:
         """Return the receipt for all that was made or may have to be paid."""
         return make_receipt(
@@ -426,7 +430,7 @@ class Plan(Generic[T, R]):
                 for race in races:
                     group.start_soon(run, race)
         except BaseExceptionGroup as several:
-            raise _first(several) from None
+            raise first_cause(several) from None
         for race in races:
             if not race.told:
                 self._tell(race)
@@ -648,7 +652,8 @@ def _voices(races: Sequence[_Race[T, R]], of: Callable[[R], Hashable]) -> Counte
     return Counter(of(race.won.result) for race in races if race.won is not None)
 
 
-def _first(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
+    """Return what is inside of a group of errors, however often it is wrapped."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
