@@ -85,12 +85,13 @@ class Till:
             return False
         ours = whose == f"{_ACCOUNT}{account}"
         held = self.purse.held_by(account) if ours else self.purse.open_units
-        return 0 < error.asked_units <= error.left_units + held
+        return error.asked_units <= error.left_units + held
 
-    def has_room(self, error: BudgetExhausted, account: str) -> bool:
-        """Return whether what was missing is there now."""
+    def now(self, error: BudgetExhausted, account: str) -> BudgetExhausted:
+        """Return the error with what its limit has left by now."""
         rooms = self.purse.rooms("", now_ms=now_ms(), account=account)
-        return rooms.get(error.limit, 0) >= error.asked_units
+        left = max(0, rooms.get(error.limit, error.left_units))
+        return BudgetExhausted(limit=error.limit, asked_units=error.asked_units, left_units=left)
 
     async def returned(self) -> None:
         """Return when a deal is over."""
@@ -105,6 +106,9 @@ class Till:
             f"{units_to_text(units, self.asset.decimals)} {self.asset.symbol}"
             for units in (error.left_units, error.asked_units)
         )
+        short = f"has {left} left, and the next answer needs {asked}"
+        if error.left_units == 0:
+            short = "is used up"
         whose, _, kind = error.limit.rpartition(": ")
         place = f" --state {self.place}" if self.place else ""
         option = "--" + {"in all": "total"}.get(kind, kind.replace(" ", "-"))
@@ -119,12 +123,9 @@ class Till:
             what = "the budget of this gateway"
             todo = f"coase budget {whose} {option} AMOUNT{place}"
         else:
-            return f"the limit on the {error.limit} has {left} left, and {asked} is needed"
+            return f"the limit {error.limit!r} {short}"
         words = "" if kind == "in all" else f" {kind}"
-        return (
-            f"{what}{words} has {left} left, and the next answer needs {asked}. Whoever runs it"
-            f" can raise that: {todo}"
-        )
+        return f"{what}{words} {short}. Whoever runs the gateway can raise it: {todo}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -209,11 +210,12 @@ class Call:
         try:
             must_wait = False
             while True:
-                while must_wait or not self.till.has_room(error, self.account):
+                error = self.till.now(error, self.account)
+                while must_wait or error.left_units < error.asked_units:
                     if not self.till.may_return(error, self.account):
                         raise error
                     await _in_time(self.till.returned, deadline_s, error)
-                    must_wait = False
+                    error, must_wait = self.till.now(error, self.account), False
                 stream = open_stream()
                 try:
                     chunk = await anext(stream)
