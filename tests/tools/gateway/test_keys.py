@@ -245,7 +245,7 @@ async def test_a_key_that_has_spent_all_is_still_answered_by_the_engine_here(
     assert answer.status_code == 200
 
 
-async def test_a_hundred_callers_with_one_key_get_what_it_pays_for_and_no_more(
+async def test_thirty_callers_with_one_key_get_what_it_pays_for_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "PROMISED_WAIT_MAX_S", 100)
@@ -264,11 +264,11 @@ async def test_a_hundred_callers_with_one_key_get_what_it_pays_for_and_no_more(
             statuses.append((await it.ask(key, path)).status_code)
 
         async with anyio.create_task_group() as group:
-            for number in range(100):
+            for number in range(30):
                 group.start_soon(one, PATHS[number % 3])
         await it.place.rest()
         # Three at once; a fourth is paid for by what the deals of those three give back.
-        assert sorted(statuses) == [200] * 4 + [402] * 96
+        assert sorted(statuses) == [200] * 4 + [402] * 26
         assert 4 * PRICE_UNITS <= most <= 85_000
         assert it.place.earned(it.buyer) == -4 * PRICE_UNITS
         assert it.buyer.purse.used_by("alice") == 4 * PRICE_UNITS
