@@ -43,6 +43,7 @@ from .checks import fault_in_time
 from .declare import models_of, require_ware
 from .job import Job, Shown
 from .past import Past, recall
+from .profile import Profile
 from .purse import Budget, Purse
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
@@ -122,7 +123,8 @@ class Agent:
 
     ``budget`` is the most that it may ever spend, or a ``Budget`` with several limits. What it
     spends counts against the budget of the agent ``under`` which it works, too. With ``by_rounds``
-    its bargains depend on what is said alone and not on how fast.
+    its bargains depend on what is said alone and not on how fast. ``profile`` is who it is in the
+    registries of the chain.
 
     :raises ConfigurationError: if the name or the budget cannot be used
     """
@@ -135,6 +137,7 @@ class Agent:
         budget: Budget | str | None = None,
         by_rounds: bool = False,
         under: Agent | str = "",
+        profile: Profile | None = None,
     ) -> None:
         if not name or len(name) > NAME_MAX or not name.replace("-", "").isalnum():
             raise ConfigurationError(
@@ -142,6 +145,7 @@ class Agent:
             )
         self.name, self.budget, self.by_rounds = name, Budget.of(budget), by_rounds
         self.under = under.name if isinstance(under, Agent) else under
+        self.profile = profile or Profile()
         self.offerings: dict[str, Offering] = {}
         self.node: Node | None = None
         self.seat: Seat | None = None

@@ -250,6 +250,7 @@ async def open_node(
     :raises ConfigurationError: if there is no network, or the state directory is taken
     :raises TransportUnavailable: if the broker does not answer
     """
+    from .reviewer import serve_reputation
     from .wiring import open_settlement, open_transport, unlock_keys
     from .withdrawal import serve_owner
 
@@ -278,6 +279,7 @@ async def open_node(
                     )
                     async with running(node):
                         serve_owner(node, journal, directory.path)
+                        serve_reputation(node)
                         yield node
                 finally:
                     with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):

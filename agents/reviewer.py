@@ -1,0 +1,405 @@
+"""What a node does for reputation by itself: registers its agents, says what came of deals, hears
+what others say. All of it in the background: no deal ever waits for it, and none fails by it.
+
+What shall be said is in the journal before anything is sent, so that a node which was killed says
+it when it is back; each word is one effect, so that it is said once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import anyio
+
+from coase.escrow.feedback import (
+    COMPLAINTS,
+    STARRED,
+    FeedbackEntry,
+    FeedbackFile,
+    Flaw,
+    GiveFeedback,
+    PaymentProof,
+    data_uri,
+    registry_name,
+)
+from coase.protocol.errors import CallReverted, ChainUnavailable, ConfigurationError
+from coase.protocol.identity import keccak256
+from coase.protocol.states import Role
+from coase.protocol.types import How
+
+from .ports import Record
+from .profile import Directory, Registrar
+from .reputation import Readings, reader_of
+from .supervisor import attempt, supervise
+from .wiring import is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from coase.escrow.feedback import AgentRecord, PaymentLog
+    from coase.escrow.ports import Registries
+    from coase.protocol.session import Thread
+    from coase.protocol.types import AgentId
+
+    from .agent import Agent
+    from .node import Node
+    from .steps import Notice
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+FEEDBACK: Final = "feedback:"
+"""How the journal calls what is to be said of a deal."""
+PASS_EVERY_S: Final = 1.0
+AT_ONCE: Final = 8  # Words, registrations or looks of one pass; the chain serves deals first.
+AGAIN_FIRST_S: Final = 2.0
+AGAIN_MAX_S: Final = 600.0
+KEEP_MS: Final = 24 * 3600 * 1000
+"""So long a word waits for a chain that is away, for coin, or for a seller that registers."""
+UNREGISTERED_KEEP_MS: Final = 60 * 1000
+"""So long for a seller that is not registered: one that starts does it within seconds."""
+LOOK_EVERY_S: Final = 30.0  # On a chain of one's own; on others each look may take fifty questions.
+LOOK_EVERY_FAR_S: Final = 3600.0
+HISTORY_MAX_BLOCKS: Final = 100_000  # Two days of a quick chain; who wants more asks by command.
+SELLERS_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What one of our agents has to say of a seller, after a deal."""
+
+    agent: AgentId
+    deal: str
+    seller: AgentId
+    job_id: str
+    tx_hash: str
+    value: int
+    capability: str
+    at_ms: int
+
+    @property
+    def name(self) -> str:
+        """How journal and effects call it."""
+        return FEEDBACK + self.deal
+
+    def to_record(self) -> Record:
+        """Return it as the journal keeps it."""
+        data = json.dumps(asdict(self)).encode()
+        return Record(self.agent, self.name, "feedback", self.at_ms, data)
+
+    @classmethod
+    def from_record(cls, record: Record) -> Note:
+        """Return what the journal has kept."""
+        return cls(**json.loads(record.data))
+
+
+def note_of(thread: Thread, *, now_ms: int) -> Note | None:
+    """Return what a buyer has to say of a deal that is over; None if nothing would count.
+
+    0 is for a seller who did not deliver, 100 for good work, and between them lies what an
+    arbiter gave him.
+    """
+    view, paid = thread.view, thread.view.to_seller_units
+    if thread.side is not Role.BUYER or not view.tx_hash or not thread.job_id:
+        return None
+    match view.how:
+        case How.UNDELIVERED | How.SILENT_SELLER:
+            value = 0
+        case How.RULED | How.SILENT_ARBITER:
+            value = 100 * paid // max(1, paid + view.to_buyer_units)
+        case How.SETTLED | How.SILENT_BUYER if thread.verdict:
+            value = 100 if thread.verdict == "good" else 0
+        case _:
+            return None
+    if not paid and view.how not in COMPLAINTS:
+        return None
+    return Note(
+        agent=thread.holder,
+        deal=thread.deal,
+        seller=thread.counterparty,
+        job_id=thread.job_id.hex(),
+        tx_hash=view.tx_hash,
+        value=value,
+        capability=thread.request.capability,
+        at_ms=now_ms,
+    )
+
+
+class Reviewer:
+    """Does this for the agents of one node."""
+
+    def __init__(self, node: Node, registries: Registries) -> None:
+        self._node, self._registries = node, registries
+        self._directory = Directory(registries, from_block=node.network.from_block)
+        self._registrar = Registrar(registries, self._directory)
+        self._readings = Readings(registries, reader_of(node.network))
+        self._local = is_local(node.network)
+        self._notes: dict[str, Note] = {}
+        self._begun: set[AgentId] = set()
+        self._registered: set[AgentId] = set()
+        self._curious: dict[AgentId, set[AgentId]] = {}
+        """Sellers of whom an agent of ours would like to know, and which agents."""
+        self._looked: dict[AgentId, float] = {}
+        self._due: dict[str, tuple[float, float]] = {}
+        """When what failed is tried again, and after how long then."""
+
+    # -- hearing of deals ------------------------------------------------------------------------
+
+    def observe(self, who: AgentId, notice: Notice) -> None:
+        """Take note of offers, and of deals that are over."""
+        thread = notice.thread
+        if thread is None or thread.side is not Role.BUYER:
+            return
+        if notice.kind == "heard:offer" and len(self._curious) < SELLERS_MAX:
+            self._curious.setdefault(thread.counterparty, set()).add(who)
+        if notice.kind == "ended":
+            self._note(who, thread)
+
+    def _note(self, who: AgentId, thread: Thread) -> None:
+        note = note_of(thread, now_ms=self._node.runtime.now_ms())
+        agent = self._agent(who)
+        if note is None or agent is None or not agent.profile.speaks(local=self._local):
+            return
+        units = thread.view.to_seller_units + thread.view.to_buyer_units
+        if units < self._node.settlement.asset.money(agent.profile.feedback_min).units:
+            return
+        self._node.journal.append([note.to_record()])
+        self._notes[note.name] = note
+
+    # -- working -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            await self.work()
+            await anyio.sleep(PASS_EVERY_S)
+
+    async def work(self) -> None:
+        """Do once what is due."""
+        self._recall()
+        for agent in self._due_first(self._node.agents, lambda agent: f"register:{agent.address}"):
+            if agent.address not in self._registered:
+                await self._register(agent)
+        for note in self._due_first(self._notes.values(), lambda note: note.name):
+            await self._say(note)
+        await self._look()
+
+    def _recall(self) -> None:
+        """Take up what agents had to say in an earlier life."""
+        for agent in self._node.agents:
+            if agent.address not in self._begun:
+                self._begun.add(agent.address)
+                for record in self._node.journal.open_records(agent.address):
+                    if record.kind == "feedback":
+                        note = Note.from_record(record)
+                        self._notes.setdefault(note.name, note)
+
+    async def _register(self, agent: Agent) -> None:
+        name = f"register:{agent.address}"
+        if not agent.offerings or not agent.profile.registers(local=self._local):
+            self._registered.add(agent.address)
+            return
+        identity = agent.seat.identity if agent.seat is not None else None
+        if identity is None:
+            return
+        about = "; ".join(sorted({one.about for one in agent.offerings.values() if one.about}))
+        made = await attempt(
+            lambda: self._registrar.register(identity, agent.profile, name=agent.name, about=about),
+            name=f"{agent.name}'s registration",
+            level=logging.INFO,
+        )
+        match made:
+            case ChainUnavailable() | ConfigurationError():
+                self._try_again(name)
+            case Exception():
+                self._registered.add(agent.address)  # The registry refuses it for good.
+            case record:
+                log.info("%s is agent %d of %s", agent.name, record.agent_id, self._registry)
+                self._registered.add(agent.address)
+
+    @property
+    def _registry(self) -> str:
+        domain = self._registries.domain
+        return registry_name(domain.chain_id, domain.contract)
+
+    # -- speaking ----------------------------------------------------------------------------
+
+    async def _say(self, note: Note) -> None:
+        agent = self._agent(note.agent)
+        if agent is None or agent.seat is None:
+            return
+        identity = agent.seat.identity
+
+        async def say() -> bool:
+            call = await self._call(note)
+            if call is not None:
+                await self._registries.perform(f"{note.name}@{note.agent}", call, identity)
+            return call is not None
+
+        said = await attempt(say, name=note.name, level=logging.INFO)
+        age_ms = self._node.runtime.now_ms() - note.at_ms
+        match said:
+            case True:
+                self._close(note)
+            case False if age_ms < UNREGISTERED_KEEP_MS:
+                self._try_again(note.name)
+            case ChainUnavailable() | ConfigurationError() if age_ms < KEEP_MS:
+                self._try_again(note.name)
+            case _:
+                self._close(note)
+
+    async def _call(self, note: Note) -> GiveFeedback | None:
+        """Return the call that says it, or None while the seller is not registered.
+
+        :raises ChainUnavailable: if the payment is not final yet
+        :raises CallReverted: if no reader would count it
+        """
+        record = await self._directory.paid_to(note.seller)
+        if record is None:
+            return None
+        job_id = bytes.fromhex(note.job_id)
+        found = await self._registries.payments(note.tx_hash)
+        paid = next((one for one in found if one.job_id == job_id), None)
+        if paid is None:
+            raise ChainUnavailable(f"the payment of {note.deal} is not final yet")
+        data = self._file(note, record, paid).encode()
+        call = GiveFeedback(
+            agent_id=record.agent_id,
+            value=note.value,
+            decimals=0,
+            tag1=STARRED,
+            tag2=note.capability,
+            endpoint="",
+            uri=data_uri(data),
+            file_hash=keccak256(data),
+        )
+        # Read as anybody would read it: gas is paid only for what will count.
+        flaw = await self._readings.check(_entry(call, note, paid))
+        if isinstance(flaw, Flaw):
+            raise CallReverted("Uncountable", flaw.value)
+        return call
+
+    def _file(self, note: Note, record: AgentRecord, paid: PaymentLog) -> FeedbackFile:
+        proof = PaymentProof(
+            payer=note.agent,
+            payee=note.seller,
+            chain_id=self._registries.domain.chain_id,
+            tx_hash=note.tx_hash,
+            contract=paid.contract,
+            log_index=paid.log_index,
+            job_id=paid.job_id,
+        )
+        return FeedbackFile(
+            registry=self._registry,
+            agent_id=record.agent_id,
+            client=note.agent,
+            created_at=datetime.fromtimestamp(note.at_ms // 1000, UTC).isoformat(),
+            value=note.value,
+            decimals=0,
+            proof=proof,
+            tag1=STARRED,
+            tag2=note.capability,
+        )
+
+    def _close(self, note: Note) -> None:
+        self._notes.pop(note.name, None)
+        self._due.pop(note.name, None)
+        self._node.journal.close_deals(note.agent, [(note.name, b"")])
+
+    # -- hearing -----------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Hear what others say of the sellers that made us offers."""
+        now, every_s = anyio.current_time(), LOOK_EVERY_S if self._local else LOOK_EVERY_FAR_S
+        due = [
+            seller
+            for seller in self._curious
+            if now - self._looked.get(seller, -every_s) >= every_s
+        ]
+        for seller in due[:AT_ONCE]:
+            self._looked[seller] = now
+            buyers = self._curious.pop(seller)
+            await attempt(
+                lambda seller=seller, buyers=buyers: self._hear(seller, buyers),  # type: ignore[misc]
+                name=f"reading what is said of {seller}",
+                level=logging.INFO,
+            )
+        if len(self._looked) > SELLERS_MAX:
+            self._looked = {s: at for s, at in self._looked.items() if now - at < every_s}
+
+    async def _hear(self, seller: AgentId, buyers: set[AgentId]) -> None:
+        record = await self._directory.paid_to(seller)
+        if record is None:
+            return
+        head = self._node.runtime.head
+        first = max(self._node.network.from_block, head.number - HISTORY_MAX_BLOCKS)
+        for who in buyers:
+            agent = self._agent(who)
+            if agent is None or agent.buying is None:
+                continue
+            repute = await self._readings.read(
+                record, known=self._known(who), now_s=head.time_s, from_block=first
+            )
+            good, bad = repute.prior(me=who)
+            agent.buying.experience.hear(seller, good=good, bad=bad)
+
+    def _known(self, who: AgentId) -> set[AgentId]:
+        """Return whom an agent has dealt with, and its companions in this node."""
+        met = {
+            json.loads(data)["counterparty"]
+            for _, _, data in self._node.journal.summaries(who)
+            if data
+        }
+        return met | {agent.address for agent in self._node.agents}
+
+    # -- when --------------------------------------------------------------------------------
+
+    def _agent(self, who: AgentId) -> Agent | None:
+        return next((agent for agent in self._node.agents if agent.address == who), None)
+
+    def _due_first(self, them: Iterable[Item], name: Callable[[Item], str]) -> list[Item]:
+        now = anyio.current_time()
+        return [one for one in them if self._due.get(name(one), (0.0, 0.0))[0] <= now][:AT_ONCE]
+
+    def _try_again(self, name: str) -> None:
+        _, pause_s = self._due.get(name, (0.0, AGAIN_FIRST_S / 2))
+        pause_s = min(2 * pause_s, AGAIN_MAX_S)
+        self._due[name] = (anyio.current_time() + pause_s, pause_s)
+
+
+def _entry(call: GiveFeedback, note: Note, paid: PaymentLog) -> FeedbackEntry:
+    """Return the entry that a call will make, as if it came right behind the payment."""
+    return FeedbackEntry(
+        agent_id=call.agent_id,
+        client=note.agent,
+        index=0,
+        value=call.value,
+        decimals=call.decimals,
+        tag1=call.tag1,
+        tag2=call.tag2,
+        endpoint=call.endpoint,
+        uri=call.uri,
+        file_hash=call.file_hash,
+        block=paid.block + 1,
+        log_index=0,
+        time_s=paid.time_s,
+        tx_hash="",
+    )
+
+
+def serve_reputation(node: Node) -> Reviewer | None:
+    """Let a node that runs register its agents, say what came of deals, and hear what is said.
+
+    None where its network has no registries.
+    """
+    if node.registries is None:
+        return None
+    reviewer = Reviewer(node, node.registries)
+    node.runtime.observers.append(reviewer.observe)
+    node.runtime.start(supervise, "reputation", reviewer.run)
+    return reviewer

@@ -1,0 +1,178 @@
+"""Registering, saying what came of deals, and hearing it: on a real chain, across a restart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from coase.agents import Agent
+from coase.agents.profile import Directory, Profile
+from coase.agents.reputation import Readings, reader_of
+from coase.agents.reviewer import Note, Reviewer
+from coase.escrow.feedback import Flaw, GiveFeedback, data_uri, from_data_uri
+from coase.protocol.identity import keccak256
+from tests.agents.realmarket import buy, real_market, scribe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coase.agents.node import Node
+    from tests.agents.realmarket import RealMarket
+
+WAIT_MAX_S = 60
+
+
+def reviewer_of(node: Node) -> Reviewer:
+    """A node's reviewer that works only when it is told to."""
+    assert node.registries is not None
+    reviewer = Reviewer(node, node.registries)
+    node.runtime.observers.append(reviewer.observe)
+    return reviewer
+
+
+async def worked(node: Node, reviewer: Reviewer) -> None:
+    with anyio.fail_after(WAIT_MAX_S):
+        await reviewer.work()
+        await on_disk(node)
+
+
+async def on_disk(node: Node) -> None:
+    await node.journal.durable(node.journal.append([]))
+
+
+def to_be_said(node: Node, agent: Agent) -> list[Note]:
+    records = node.journal.open_records(agent.address)
+    return [Note.from_record(one) for one in records if one.kind == "feedback"]
+
+
+def transactions(market: RealMarket, agent: Agent) -> int:
+    return int(market.dev.engine.state().get_nonce(bytes.fromhex(agent.address[2:])))
+
+
+@pytest.mark.anyio
+async def test_a_seller_is_registered_praised_and_known_for_it(tmp_path: Path) -> None:
+    async with real_market(tmp_path) as market:
+        seller, buyer = scribe("scribe"), Agent("reader", by_rounds=True)
+        stranger = Agent("stranger", profile=Profile(feedback=False))
+        async with market.node() as node:
+            assert node.registries is not None
+            await market.join(node, seller, buyer, stranger)
+            reviewer = reviewer_of(node)
+            await worked(node, reviewer)
+            directory = Directory(node.registries)
+            record = await directory.paid_to(seller.address)
+            assert record is not None
+            file = json.loads(from_data_uri(record.uri) or b"")
+            assert file["name"] == "scribe"
+            assert file["registrations"][0]["agentId"] == record.agent_id
+            did = f"did:pkh:eip155:{node.network.chain_id}:{seller.address}"
+            assert file["services"] == [{"name": "DID", "endpoint": did}]
+            # Whoever sells nothing is not registered.
+            assert await directory.paid_to(buyer.address) is None
+
+            assert await buy(buyer, "all is well") > 0
+            assert await buy(stranger, "all is well again") > 0
+            await market.rest(node)
+            # It is written down, and nothing is said yet: the node may be killed now.
+            await on_disk(node)
+            (kept,) = to_be_said(node, buyer)
+            assert (kept.seller, kept.value) == (seller.address, 100)
+            assert await node.registries.feedback(record.agent_id) == []
+            registered = transactions(market, seller)
+
+        # Another life of the same node says it, once, and registers nobody again.
+        again = Agent("reader", by_rounds=True)
+        async with market.node() as node:
+            assert node.registries is not None
+            await market.join(node, again, scribe("scribe"), Agent("stranger"))
+            reviewer = reviewer_of(node)
+            await worked(node, reviewer)
+            assert transactions(market, seller) == registered
+            (entry,) = await node.registries.feedback(record.agent_id)
+            assert (entry.client, entry.value, entry.tag2) == (again.address, 100, kept.capability)
+            # Killed between the sending and its note of it: the same word is not said twice.
+            node.journal.append([replace(kept, at_ms=kept.at_ms + 1).to_record()])
+            await on_disk(node)
+            reviewer = reviewer_of(node)
+            await worked(node, reviewer)
+            assert len(await node.registries.feedback(record.agent_id)) == 1
+            assert to_be_said(node, again) == []
+
+            # A buyer who has no dealings of his own with the seller hears it, once he is offered
+            # something; who said it hears nothing new.
+            late = Agent("late", by_rounds=True, profile=Profile(feedback=False))
+            await market.join(node, late)
+            assert await buy(late, "who are you?") > 0
+            assert await buy(again, "and once more") > 0
+            await worked(node, reviewer)
+            assert late.buying is not None
+            assert again.buying is not None
+            good, bad = late.buying.experience.book.heard(seller.address)
+            assert good > 0
+            assert bad == 0
+            # His companion is one whom he can tell from strangers.
+            assert again.buying.experience.book.heard(seller.address) == (0, 0)
+            await market.rest(node)
+
+
+@pytest.mark.anyio
+async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
+    tmp_path: Path,
+) -> None:
+    async with real_market(tmp_path) as market:
+        seller = scribe("scribe")
+        poor = Profile(feedback_min="0.05")
+        buyer, cheap = Agent("reader"), Agent("cheap", profile=poor)
+        async with market.node() as node:
+            registries = node.registries
+            assert registries is not None
+            await market.join(node, seller, buyer, cheap)
+            reviewer = reviewer_of(node)
+            # Registered only after the deal: at its block nobody was paid as this agent.
+            assert await buy(buyer, "too early") > 0
+            assert await buy(cheap, "too little") > 0
+            await market.rest(node)
+            await on_disk(node)
+            assert to_be_said(node, cheap) == []
+            assert len(to_be_said(node, buyer)) == 1
+            before = transactions(market, buyer)
+            await worked(node, reviewer)
+            record = await Directory(registries).paid_to(seller.address)
+            assert record is not None
+            assert to_be_said(node, buyer) == []
+            assert transactions(market, buyer) == before
+            assert await registries.feedback(record.agent_id) == []
+
+            # A good word, said again by somebody who did not pay, and one that points nowhere.
+            assert await buy(buyer, "in time") > 0
+            await market.rest(node)
+            await worked(node, reviewer)
+            (entry,) = await registries.feedback(record.agent_id)
+            forged = data_uri(b"{}")
+            for name, uri, file_hash in (
+                ("copied", entry.uri, entry.file_hash),
+                ("made up", forged, keccak256(b"{}")),
+                ("elsewhere", "https://a.example/file.json", bytes(32)),
+            ):
+                call = GiveFeedback(
+                    record.agent_id, 100, 0, "starred", entry.tag2, "", uri, file_hash
+                )
+                assert cheap.seat is not None
+                await registries.perform(name, call, cheap.seat.identity)
+            head = await node.settlement.head()
+            readings = Readings(registries, reader_of(node.network))
+            repute = await readings.read(record, now_s=head.time_s)
+            assert [word.flaw for word in repute.words] == [
+                None,
+                Flaw.FILE_DISAGREES,
+                Flaw.BAD_FILE,
+                Flaw.UNREADABLE,
+            ]
+            assert repute.rating_permille == 1_000
+            assert [word.weight > 0 for word in repute.words] == [True, False, False, False]
+            assert repute.prior(me=buyer.address) == (0, 0)
+            assert repute.prior()[0] > 0
