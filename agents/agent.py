@@ -15,15 +15,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 from pydantic import BaseModel, ValidationError
 
-from coase.negotiation.pricing import Price, Tariff
-from coase.negotiation.pricing import Usage as MeteredUsage
 from coase.protocol.errors import (
     BudgetExhausted,
     ComputeFailed,
@@ -32,7 +30,7 @@ from coase.protocol.errors import (
 )
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import BIDS_MAX, canonical_json, capability_id, schemas_hash
-from coase.protocol.states import Role, State
+from coase.protocol.states import Role
 from coase.protocol.types import AgentId, units_to_text
 
 from .arbiter import worth_units
@@ -42,14 +40,17 @@ from .charges import charged_to
 from .checks import fault_in_time
 from .declare import models_of, require_ware
 from .job import Job, Shown
+from .metering import cost_units, is_counted, usage_units
 from .past import Past, recall
 from .profile import Profile
 from .purse import Budget, Purse
 from .runtime import Done, Runtime, Seat
 from .seller import SellerDesk, Ware, Windows
 from .steps import Notice, Step
+from .waits import Eyes, Wait, is_decided, why_not
 
 if TYPE_CHECKING:
+    from coase.negotiation.pricing import Price
     from coase.protocol.session import Thread
 
     from .compute.ports import Compute
@@ -155,7 +156,8 @@ class Agent:
         self.bargain_class: Callable[..., SellerBargain] = SellerBargain
         """How it quotes and bargains; a subclass may choose its buyers."""
         self._compute = compute
-        self._waits: dict[str, list[_Wait]] = {}
+        self._waits: dict[str, list[Wait]] = {}
+        self._jobs: dict[str, Job] = {}
         self._faults: dict[str, Callable[[str], str | None]] = {}
 
     # ---- selling -------------------------------------------------------------------------------
@@ -251,13 +253,18 @@ class Agent:
             raise DealFailed(
                 thread.state, f"the task does not fit its schema: {_first(error)}"
             ) from None
-        job = Job(self, thread)
+        job = self._jobs[thread.deal] = Job(self, thread)
         started_ms = self._running().now_ms()
-        made = await offering.handler(task, job)
-        result = self._fitting(made, offering, thread).model_dump_json()
+        try:
+            made = await offering.handler(task, job)
+            result = self._fitting(made, offering, thread).model_dump_json()
+            await job.drain()
+        finally:
+            del self._jobs[thread.deal]
         usage = dict(job.usage)
         usage.setdefault("milliseconds", max(self._running().now_ms() - started_ms, 0))
-        return Done(result, _charge(thread, usage), usage)
+        thread = self._seat().desk.threads.get(thread.deal, thread)  # With what was shown of it.
+        return Done(result, cost_units(thread, result, usage), usage)
 
     def _fitting(self, made: object, offering: Offering, thread: Thread) -> BaseModel:
         """Return what a handler made as its declared model, so that no rubbish is defended.
@@ -348,6 +355,7 @@ class Agent:
         blocked: Collection[AgentId] = (),
         allowed: Collection[AgentId] = (),
         tries: int = 1,
+        settlements: Collection[str] = ("escrow",),
         key: str = "",
         on_text: Callable[[str], None] | None = None,
         on_agreed: Callable[[Thread], None] | None = None,
@@ -376,13 +384,26 @@ class Agent:
             bids_max=bids_max,
             blocked=frozenset(blocked),
             allowed=frozenset(allowed),
+            settlements=self._methods(settlements),
             most_units=max_units,
             charge=charged_to(),
         )
 
         bargain = partial(self._bargain, wish, strategy, hope_permille, rounds, shortlist)
-        eyes = _Eyes(fault, on_text, on_agreed)
+        eyes = Eyes(fault, on_text, on_agreed)
         return await self._try(wish, bargain, eyes, tries=tries, key=key)
+
+    def _methods(self, settlements: Collection[str]) -> tuple[str, ...]:
+        """Return those of the methods of payment that this network has, in their order."""
+        found = [name for name in settlements if name in ("escrow", "none")]
+        if "channel" in settlements and self._buying().desk.streams.enabled:
+            found = [name for name in settlements if name in ("escrow", "none", "channel")]
+        if not found:
+            raise ConfigurationError(
+                f"this network has none of {', '.join(settlements) or 'no methods'}; escrow, or"
+                " channel where there are channels, can pay"
+            )
+        return tuple(found)
 
     @staticmethod
     def _require_numbers(bids_min: int, bids_max: int) -> None:
@@ -403,6 +424,7 @@ class Agent:
             quality_min=wish.quality_min,
             style=style,
             arbiters=self._node().network.arbiters,
+            settlements=wish.settlements,
             rounds=rounds,
             shortlist=shortlist,
             by_rounds=self.by_rounds,
@@ -421,7 +443,7 @@ class Agent:
         self,
         wish: Wish,
         bargain: Callable[[], BuyerBargain],
-        eyes: _Eyes,
+        eyes: Eyes,
         *,
         tries: int,
         key: str,
@@ -446,7 +468,7 @@ class Agent:
         wish: Wish,
         bargain: BuyerBargain,
         request_id: str,
-        eyes: _Eyes,
+        eyes: Eyes,
     ) -> Purchase[Any]:
         node, buying, seat = self._node(), self._buying(), self._seat()
         node.budgets.refresh()
@@ -455,7 +477,7 @@ class Agent:
             request_id = buying.desk.chance.take(16).hex()
         fault, on_text = eyes.fault, eyes.on_text
         shown = Shown(on_text) if on_text is not None else None
-        wait = _Wait(shown=shown, on_agreed=eyes.on_agreed)
+        wait = Wait(shown=shown, on_agreed=eyes.on_agreed)
         # Several may wait for one purchase: who calls again with the same key joins in.
         self._waits.setdefault(request_id, []).append(wait)
         if fault is not None:
@@ -475,6 +497,7 @@ class Agent:
             if not keyed:  # With a key, whoever asks again may still want it.
                 step = buying.give_up(request_id, now_ms=node.runtime.now_ms())
                 node.runtime.apply(seat, step)
+                self._stop(wait.deal)
             raise
         finally:
             waits = self._waits[request_id]
@@ -488,7 +511,7 @@ class Agent:
         if thread is None or thread.verdict != "good" or thread.result is None:
             raise DealFailed(
                 thread.state if thread is not None else "lapsed",
-                _why(wait, thread),
+                why_not(wait, thread),
                 deal_id=thread.deal if thread is not None else "",
             )
         asset = node.settlement.asset
@@ -503,6 +526,13 @@ class Agent:
             symbol=asset.symbol,
             decimals=asset.decimals,
         )
+
+    def _stop(self, deal: str) -> None:
+        """End a deal that is paid as it comes and that nobody waits for any more."""
+        node, seat = self._node(), self._seat()
+        if deal:
+            now_ms = node.runtime.now_ms()
+            node.runtime.apply(seat, seat.desk.stop(deal, "not wanted any more", now_ms=now_ms))
 
     def _ask(
         self, wish: Wish, bargain: BuyerBargain, request_id: str, *, now_ms: int
@@ -564,10 +594,11 @@ class Agent:
         terms, result = thread.agreed_terms, thread.result
         if int(result.to_seller_units) > terms.price_units:
             return "it costs more than was agreed"
-        if int(result.to_seller_units) > _charge(thread, dict(result.usage)):
-            return "it costs more than its own usage at the agreed rates"
-        if int(result.to_seller_units) > worth_units(terms, result.result):
-            return "it costs more than the tokens that it says to hold, or than there can be"
+        if not is_counted(terms):  # What is counted from its text was counted chunk by chunk.
+            if int(result.to_seller_units) > usage_units(thread, dict(result.usage)):
+                return "it costs more than its own usage at the agreed rates"
+            if int(result.to_seller_units) > worth_units(terms, result.result):
+                return "it costs more than the tokens that it says to hold, or than there can be"
         if len(result.result.encode()) > TEXT_MAX_BYTES:
             return "it is too large"
         fault = self._faults.get(thread.request_id)
@@ -598,6 +629,8 @@ class Agent:
         if self.seat is None or agent != self.seat.desk.me:
             return
         thread = notice.thread
+        if notice.kind in ("heard:voucher", "ended") and notice.deal in self._jobs:
+            self._jobs[notice.deal].go_on()
         if notice.kind == "request_ended":
             for wait in self._waits.get(notice.deal, ()):
                 wait.thread = wait.thread or thread
@@ -605,13 +638,14 @@ class Agent:
                 wait.done.set()
         elif thread is not None and notice.kind == "agreed":
             for wait in self._waits.get(thread.request_id, ()):
+                wait.deal = thread.deal
                 if wait.on_agreed is not None:
                     wait.on_agreed(thread)
         elif thread is not None and notice.kind == "chunk":
             for wait in self._waits.get(thread.request_id, ()):
                 if wait.shown is not None:
                     wait.shown.take(notice.number, notice.detail)
-        elif thread is not None and notice.kind in ("said:settle", "bad_result"):
+        elif thread is not None and is_decided(notice.kind, thread):
             for wait in self._waits.get(thread.request_id, ()):
                 wait.thread, wait.why = thread, notice.detail
                 wait.done.set()
@@ -696,36 +730,6 @@ class _AccountRooms:
         return self.buying.rooms(counterparty, now_ms=now_ms, account=self.account)
 
 
-@dataclass(frozen=True, slots=True)
-class _Eyes:
-    """How a buyer looks at what it buys: at the result, at the text before it, at the deal."""
-
-    fault: Callable[[str], str | None] | None = None
-    on_text: Callable[[str], None] | None = None
-    on_agreed: Callable[[Thread], None] | None = None
-
-
-@dataclass(slots=True)
-class _Wait:
-    """Somebody who waits for the end of a purchase."""
-
-    done: anyio.Event = field(default_factory=anyio.Event)
-    thread: Thread | None = None
-    why: str = ""
-    shown: Shown | None = None
-    on_agreed: Callable[[Thread], None] | None = None
-
-    def end(self, ask: Ask) -> None:
-        self.thread, self.why = ask.outcome, ask.why
-        self.done.set()
-
-    def resume(self, thread: Thread | None) -> None:
-        """Take up a purchase of an earlier life, whose result may be there already."""
-        if thread is not None and thread.verdict:
-            self.thread = thread
-            self.done.set()
-
-
 def _wish(
     capability: str,
     task: Mapping[str, Any],
@@ -760,32 +764,7 @@ def _full_id(capability: str, digest: bytes) -> str:
     return capability
 
 
-def _charge(thread: Thread, usage: dict[str, int]) -> int:
-    """Return what metered work costs by its terms; fixed work costs its price."""
-    terms = thread.agreed_terms
-    if terms.work.pricing == "fixed":
-        return terms.price_units
-    tariff = Tariff.of_work(terms.work, price_units=terms.price_units)
-    used = MeteredUsage(
-        input_tokens=usage.get("input_tokens", 0),
-        cached_input_tokens=usage.get("cached_input_tokens", 0),
-        output_tokens=usage.get("output_tokens", 0),
-        milliseconds=usage.get("milliseconds", 0),
-    )
-    return max(1, tariff.charge_units(used, cap_units=terms.price_units))
-
-
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where or 'document'}: {first['msg']}"
-
-
-def _why(wait: _Wait, thread: Thread | None) -> str:
-    if thread is not None and thread.verdict not in ("", "good"):
-        return f"the result was refused: {thread.verdict}"
-    if thread is not None and thread.state is State.REFUNDED:
-        return f"the price came back: {thread.why}"
-    if wait.why == "nobody made an offer":
-        return "nobody made an offer (nobody sells it here, or not within the time to deliver)"
-    return wait.why or "nobody made an acceptable offer"

@@ -73,7 +73,6 @@ ROUNDS_OF_A_BUYER: Final = 3
 SHORTLIST: Final = 3
 TALKS_MAX: Final = 10_000  # Counter-offers in a seller's mind; offers lapse in seconds.
 VERIFICATIONS_OF_A_SELLER: Final = ("schema", "none")
-SETTLEMENTS_OF_A_SELLER: Final = ("escrow",)
 BOULWARE_E_PERMILLE: Final = 300
 CONCEDER_E_PERMILLE: Final = 3_000
 
@@ -185,7 +184,7 @@ class SellerBargain:
         if cap <= 0:
             return None
         verifications = _common(VERIFICATIONS_OF_A_SELLER, request.verifications)
-        if not verifications or not _common(SETTLEMENTS_OF_A_SELLER, request.settlements):
+        if not verifications:
             return None
         return Quote(
             price_units=cap,
@@ -246,7 +245,7 @@ class SellerBargain:
         quoted = terms.work.verification
         offered = _common(VERIFICATIONS_OF_A_SELLER, request.verifications)
         verifications = (quoted, *(name for name in offered if name != quoted))
-        settlements = _common(SETTLEMENTS_OF_A_SELLER, request.settlements)
+        settlements = (terms.work.settlement,)  # How it is paid was offered, and stays.
         preferences = Preferences(
             Role.SELLER,
             price_units=(max(cap, floor), floor),
@@ -312,6 +311,7 @@ class BuyerBargain(BuyerStrategy):
         style: Style = "linear",
         arbiters: Collection[str] = (),
         verifications: tuple[str, ...] = ("schema",),
+        settlements: tuple[str, ...] = ("escrow",),
         rounds: int = ROUNDS_OF_A_BUYER,
         shortlist: int = SHORTLIST,
         by_rounds: bool = False,
@@ -324,7 +324,7 @@ class BuyerBargain(BuyerStrategy):
         self._max_units, self._hope_permille = max_price_units, hope_permille
         self._deliver_within_s, self._quality_min = deliver_within_s, quality_min
         self._style, self._arbiters = style, (*arbiters, ZERO_ADDRESS)
-        self._verifications = verifications
+        self._verifications, self._settlements = verifications, settlements
         self._rounds, self._shortlist_max, self._by_rounds = rounds, shortlist, by_rounds
         self._salt = salt
         self._left = _Left(purse or OpenPurse())
@@ -401,6 +401,7 @@ class BuyerBargain(BuyerStrategy):
             deliver_within_s=(self._deliver_within_s, self._deliver_within_s),
             quality=(self._quality_min, self._quality_min),
             verifications=self._verifications,
+            settlements=self._settlements,
             arbiters=self._arbiters,
         )
         answer_within = {"answer_within_ms": ANSWERS_WITHIN_MS} if self._by_rounds else {}
@@ -428,7 +429,7 @@ class BuyerBargain(BuyerStrategy):
             PriceLimit(Role.BUYER, self._max_units, clamp=False),
             DeadlineLimit(self._deliver_within_s),
             QualityFloor(self._quality_min),
-            AllowedSettlement(("escrow",)),
+            AllowedSettlement(self._settlements),
             AllowedVerification(self._verifications),
             ArbiterList(self._arbiters),
             RoundsMax(),

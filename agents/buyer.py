@@ -13,6 +13,7 @@ from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
 from coase.protocol.messages import (
     ENVELOPE_LIFE_MAX_MS,
     REQUEST_REPEATS_MS,
+    STREAMED,
     Agreed,
     Header,
     Offer,
@@ -23,6 +24,7 @@ from coase.protocol.messages import (
 from coase.protocol.session import NO_CHARGE, Charge, Thread
 from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
+from coase.protocol.types import ZERO_ADDRESS
 
 from .experience import Experience, outcome_of
 from .fairness import unfair, unlockable
@@ -134,6 +136,8 @@ class Wish:
     model: str = ""
     verifications: tuple[str, ...] = ("schema",)
     """What of it an arbiter must be able to check; ``none`` gives up every dispute."""
+    settlements: tuple[str, ...] = ("escrow",)
+    """How it may be paid, what we like best first."""
     reply_within_ms: int = 5_000
     """When the request lapses, if nobody offers."""
     decide_after_ms: int = 1_000
@@ -284,7 +288,7 @@ class BuyerDesk:
             chain_id=desk.domain.chain_id,
             escrow=desk.domain.contract,
             asset=desk.asset.token,
-            settlements=["escrow"],
+            settlements=list(wish.settlements),  # type: ignore[arg-type]
             verifications=list(wish.verifications),  # type: ignore[arg-type]
             arbiters=list(self.arbiters),
             deliver_within_s=wish.deliver_within_s,
@@ -563,7 +567,11 @@ class BuyerDesk:
         ask = self.asks.get(thread.request_id)
         if ask is None:
             raise LocalProtocolError(f"the task of request {thread.request_id} is not known")
-        body: dict[str, object] = {"salt": "0x" + ask.salt.hex(), "task": ask.wish.task}
+        body: dict[str, object] = {
+            "salt": "0x" + ask.salt.hex(),
+            "task": ask.wish.task,
+            **self.desk.streams.task_fields(thread),
+        }
         until_ms = thread.agreed_terms.deliver_by_s * 1000
         self.desk.say(thread.deal, "task", body, step, now_ms=now_ms, until_ms=until_ms)
 
@@ -594,6 +602,19 @@ class BuyerDesk:
         """
         self.means.open(thread)
         self.reserve.lock(thread.deal, now_ms=now_ms)
+
+    def paying(self, thread: Thread, units: int, *, now_ms: int) -> None:
+        """Let the key sign for ``units`` of a deal in all, by vouchers.
+
+        :raises BudgetExhausted: if so much was not set aside for it; then nothing is signed
+        """
+        self.reserve.require(thread.deal, units)
+        self.reserve.lock(thread.deal, now_ms=now_ms)
+
+    def spare_units(self, counterparty: AgentId, *, now_ms: int) -> int | None:
+        """Return how much more may lie ready for deals with ``counterparty``; None for any."""
+        rooms = self.rooms(counterparty, now_ms=now_ms)
+        return max(0, min(rooms.values())) if rooms else None
 
     def is_spending(self) -> bool:
         """Return whether something may be accepted or locked soon."""
@@ -721,14 +742,14 @@ def counter_terms(terms: Terms, decision: Decision) -> Terms:
     """Return the buyer's counter-proposal: the seller's terms with what the decision changes."""
     price, deliver_within_s = decision.price_units, decision.deliver_within_s
     work, arbiter = terms.work, terms.arbiter
+    streamed = work.settlement in STREAMED  # How it is paid was offered, and stays.
     if (proposal := decision.proposal) is not None:
         price, deliver_within_s = proposal.price_units, proposal.deliver_within_s
-        arbiter = proposal.arbiter
+        arbiter = ZERO_ADDRESS if streamed else proposal.arbiter
         work = replace(
             work,
             quality=proposal.quality,
             verification=proposal.verification,
-            settlement=proposal.settlement,
             input_price_units=proposal.input_price_units,
             cached_input_price_units=proposal.cached_input_price_units,
             output_price_units=proposal.output_price_units,
@@ -742,6 +763,6 @@ def counter_terms(terms: Terms, decision: Decision) -> Terms:
         arbiter=arbiter,
         price_units=price,
         bond_units=min(scaled, price),
-        default_to_seller_units=price // 2,
+        default_to_seller_units=0 if streamed else price // 2,
         deliver_by_s=deliver_by_s,
     )

@@ -12,6 +12,8 @@ import heapq
 import json
 from typing import TYPE_CHECKING, Final
 
+from coase.escrow.accounts import ViewTooOld
+from coase.escrow.voucher import channels_domain
 from coase.protocol.effects import Open
 from coase.protocol.envelope import Message, check_times, open_body, parse_body, read_header
 from coase.protocol.errors import (
@@ -28,6 +30,7 @@ from coase.protocol.messages import (
     CHUNKS_MAX,
     ENVELOPE_LIFE_MAX_MS,
     ENVELOPE_SIZE_MAX_BYTES,
+    Ack,
     Body,
     Chunk,
     Describe,
@@ -36,7 +39,7 @@ from coase.protocol.messages import (
     Header,
     Nack,
     Request,
-    commitment,
+    Voucher,
     thread_id,
 )
 from coase.protocol.session import (
@@ -44,9 +47,9 @@ from coase.protocol.session import (
     Margins,
     Thread,
     Verify,
+    acknowledged,
     deadline_ms,
     duties,
-    fail,
     judge,
     receive,
     require_signer_of,
@@ -55,20 +58,14 @@ from coase.protocol.session import (
     tick,
 )
 from coase.protocol.states import BOUND, Role, State
-from coase.protocol.terms import Domain, ack_digest, settlement_digest
+from coase.protocol.terms import Domain, ack_digest
 from coase.protocol.types import AgentId, Asset, Head, JobView
 
 from .admission import Admission
+from .delivery import Delivery
 from .history import evidence_to_json, view_to_json
-from .memory import Memory
-from .pieces import (
-    SHOWN_MAX_BYTES,
-    TASK_HEAD_MAX_BYTES,
-    TASK_SIZE_MAX_BYTES,
-    Pieces,
-    piece_id,
-    size_as_json,
-)
+from .metering import fault_in_stream
+from .pieces import TASK_HEAD_MAX_BYTES, TASK_SIZE_MAX_BYTES, Pieces, piece_id
 from .ports import Record
 from .steps import (
     DeadLetter,
@@ -80,9 +77,12 @@ from .steps import (
     Step,
     Transmit,
 )
+from .streams import StreamPolicy, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from coase.escrow.voucher import ChannelView
 
     from .ports import Chance, Codec
 
@@ -94,7 +94,7 @@ NEVER_MS: Final = 2**62
 DUTY_PAUSE_MS: Final = 1_000  # Before a duty is tried again that we ourselves may not do now.
 
 
-class Desk(Memory):
+class Desk(Delivery):
     """One agent's side of all its deals."""
 
     def __init__(
@@ -117,6 +117,7 @@ class Desk(Memory):
         self.inbox_secret = chance.take(32)
         """Opens what is sealed to the agent outside of any deal, such as evidence."""
         self.admission = Admission()
+        self.streams = Streams(self, channels_domain(domain.chain_id), StreamPolicy.of(asset))
         self._pieces = Pieces()
 
     # ---- what comes in -------------------------------------------------------------------
@@ -243,7 +244,7 @@ class Desk(Memory):
             self._take(header, self.codec.unseal(header, self.inbox_secret), step, now_ms=now_ms)
             return
         thread = self._thread_for(header, now_ms=now_ms)
-        if header.kind == "chunk":
+        if header.kind == "chunk" and not thread.streamed:
             self._chunk(header, thread, step)
             return
         self._take(header, self.codec.unseal(header, thread.secret), step, now_ms=now_ms)
@@ -276,15 +277,24 @@ class Desk(Memory):
             reason = self.seller.unable(thread, now_ms=now_ms)
             if reason:
                 raise Refused(reason)
+        taken = self._in_turn(thread, message)
+        if taken is None:
+            self._heard.unsay(header.sender, header.id)
+            return
         moved = receive(thread, message, now_ms=now_ms, verify=self.verify)
+        taken(step, now_ms)
         first = thread.deal not in self.threads
         self._put(moved)
         if first:
             self._record_thread(moved, step, now_ms=now_ms)
         self._record(step, moved, "heard", message, now_ms=now_ms)
         if message.kind in AWAITED and message.kind not in ("accept", "agreed"):
-            self._acks[(header.sender, header.id)] = (now_ms + ACK_DELAY_MS, header)
+            # Whoever paid the last waits for nothing but this.
+            delay_ms = 0 if moved.over else ACK_DELAY_MS
+            self._acks[(header.sender, header.id)] = (now_ms + delay_ms, header)
         step.effects.append(Notice("heard:" + message.kind, moved.deal, moved))
+        if isinstance(message.body, Chunk):
+            self._delivered(header, moved, message.body, step, now_ms=now_ms)
         half = self.buyer if moved.side is Role.BUYER else self.seller
         if half is not None:
             half.heard(moved, message, step, now_ms=now_ms)
@@ -315,6 +325,33 @@ class Desk(Memory):
         if isinstance(body, Chunk):
             step.effects.append(Notice("chunk", thread.deal, thread, body.text, header.seq))
 
+    def _in_turn(self, thread: Thread, message: Message) -> Callable[[Step, int], None] | None:
+        """Return what takes a payment, or nothing for it; None if it has to be said again later."""
+        body = message.body
+        if isinstance(body, Chunk) and body.at > len(thread.shown):
+            return None  # The one before it is on its way still.
+        if isinstance(body, Voucher):
+            try:
+                return self.streams.taking(thread, body)
+            except ViewTooOld:
+                return None  # As soon as the chain was asked.
+        return lambda step, now_ms: None
+
+    def _delivered(
+        self, header: Header, thread: Thread, chunk: Chunk, step: Step, *, now_ms: int
+    ) -> None:
+        """Look at a chunk that costs something: it is paid if it counts what it has."""
+        self._heard.remember(header.sender, header.id, expires_ms=header.expires_ms)
+        fault = fault_in_stream(thread)
+        if fault:
+            self._put(judge(thread, fault))
+            self._record_data(step, thread, "judged", fault.encode(), now_ms=now_ms)
+            step.effects.append(Notice("bad_result", thread.deal, self.threads[thread.deal], fault))
+            return
+        step.effects.append(Notice("chunk", thread.deal, thread, chunk.text, thread.chunks - 1))
+        if not thread.owed_units:  # No voucher will tell the seller that it came.
+            self._acks[(header.sender, header.id)] = (now_ms, header)
+
     def _answered_plain(self, header: Header, step: Step, *, now_ms: int) -> None:
         message = open_body(header, header.body.encode())
         if isinstance(message.body, Description):
@@ -322,6 +359,8 @@ class Desk(Memory):
                 self.on_description(message, message.body)
             return
         known = self._outbox.answered(message.re, by=header.sender)
+        if known is not None and known.message.kind in ("voucher", "settle"):
+            self._paid(header, message.body, step, now_ms=now_ms)
         if not isinstance(message.body, Nack):
             return
         self._count("nack_received")
@@ -336,6 +375,19 @@ class Desk(Memory):
         if thread.state is State.ACCEPTED and message.re == thread.accept_id:
             self._put(receive(thread, message, now_ms=now_ms, verify=self.verify))
             self._record(step, self.threads[thread.deal], "heard", message, now_ms=now_ms)
+            self.close_if_over(thread.deal, step, now_ms=now_ms)
+
+    def _paid(self, header: Header, answer: Body, step: Step, *, now_ms: int) -> None:
+        """Take the seller's word that the last payment came; one who forgot the deal has it."""
+        thread = self.threads.get(header.deal)
+        done = isinstance(answer, Ack) and answer.level == "done"
+        gone = isinstance(answer, Nack) and answer.reason == "unknown_deal"
+        if thread is None or thread.counterparty != header.sender or not (done or gone):
+            return
+        moved = acknowledged(thread, now_ms=now_ms)
+        if moved is not thread:
+            self._put(moved)
+            self._record_data(step, moved, "acked", b"", now_ms=now_ms)
             self.close_if_over(thread.deal, step, now_ms=now_ms)
 
     def _piece(self, header: Header, step: Step, *, now_ms: int) -> None:
@@ -421,8 +473,8 @@ class Desk(Memory):
         self._dispatch(message, moved.their_key, until_ms, step, now_ms=now_ms)
         self._put(moved)
         self._record(step, moved, "said", message, now_ms=now_ms, until_ms=until_ms)
-        if kind in AWAITED:
-            step.wait = True
+        if kind in AWAITED or kind == "chunk":
+            step.wait = True  # A chunk goes out when the voucher before it is on the disk.
         step.effects.append(Notice("said:" + kind, deal, moved))
         return message
 
@@ -543,7 +595,9 @@ class Desk(Memory):
             if half is not None:
                 half.ticked(step, now_ms=now_ms)
         while self._agenda and self._agenda[0][0] <= now_ms:
-            self._work(heapq.heappop(self._agenda)[1], step, now_ms=now_ms)
+            deal = heapq.heappop(self._agenda)[1]
+            self._work(deal, step, now_ms=now_ms)
+            self.close_if_over(deal, step, now_ms=now_ms)
         self._heard.forget(now_ms=now_ms)
         return step
 
@@ -563,8 +617,9 @@ class Desk(Memory):
             if due_ms > now_ms:
                 continue
             del self._acks[key]
-            body: dict[str, object] = {"level": "taken", "signature": ""}
             thread = self.threads.get(header.deal)
+            last = thread is None and header.kind in ("voucher", "settle")
+            body: dict[str, object] = {"level": "done" if last else "taken", "signature": ""}
             taken = thread is not None and thread.side is Role.SELLER and thread.task is not None
             if header.kind == "task" and taken and thread and self.acknowledge(thread):
                 digest = ack_digest(self.domain, thread.job_id, thread.agreed_terms.work.task)
@@ -590,7 +645,8 @@ class Desk(Memory):
 
     def watched(self) -> list[bytes]:
         """Return the ids of the deals whose place on chain matters now."""
-        return [self.threads[deal].job_id for deal in self._bound]
+        bound = [self.threads[deal] for deal in self._bound]
+        return [thread.job_id for thread in bound if not thread.streamed]
 
     def look(self, views: dict[bytes, JobView], *, head: Head, depth_s: int, now_ms: int) -> Step:
         """Take what the chain says of our deals, and do what follows from it.
@@ -611,92 +667,40 @@ class Desk(Memory):
                 if seen.state is not thread.state:
                     step.effects.append(Notice("chain:" + seen.state, seen.deal, seen))
         for deal in list(self._bound):
+            thread = self.threads[deal]
+            if thread.streamed:
+                late = see(thread, thread.view, chain_s=depth_s, now_ms=now_ms)
+                if late is not thread:
+                    self.saw(late, thread.view, depth_s, step, now_ms=now_ms)
             self._work(deal, step, now_ms=now_ms)
             self.close_if_over(deal, step, now_ms=now_ms)
         for job_id in views:
             self.close_if_over(self.jobs.get(job_id, ""), step, now_ms=now_ms)
         return step
 
-    # ---- what the owner's code says --------------------------------------------------------
-
-    def work_done(
-        self,
-        deal: str,
-        *,
-        result: str,
-        to_seller_units: int,
-        usage: dict[str, int],
-        salt: bytes,
-        now_ms: int,
-    ) -> Step:
-        """Take the seller's result: sign for it, send it until it is answered."""
+    def look_at_channels(self, views: dict[bytes, ChannelView], *, now_ms: int) -> Step:
+        """Take what the chain says of our channels, and begin the deals that waited for it."""
         step = Step()
-        thread = self.threads.get(deal)
-        if thread is None or thread.result is not None:
-            return step
-        if thread.state is State.AGREED:
-            # The lock was reorganised away meanwhile: work again if it comes back.
-            self._retry.pop(self._effect_id(thread, "work"), None)
-            return step
-        if thread.task is not None and size_as_json(thread.task.task, result) > SHOWN_MAX_BYTES:
-            raise LocalProtocolError("task and result are too large to be shown to an arbiter")
-        deliverable = commitment(salt, result.encode())
-        digest = settlement_digest(self.domain, thread.job_id, deliverable, to_seller_units)
-        terms = thread.agreed_terms
-        body: dict[str, object] = {
-            "salt": "0x" + salt.hex(),
-            "result": result,
-            "to_seller_units": str(to_seller_units),
-            "usage": usage,
-            "signature": "0x" + self.codec.sign(digest).hex(),
-        }
-        until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
-        self.say(deal, "result", body, step, now_ms=now_ms, re=thread.task_id, until_ms=until_ms)
-        patience_ms = self.margins.settle_patience_ms
-        heapq.heappush(self._agenda, (now_ms + patience_ms, deal))
-        self._work(deal, step, now_ms=now_ms)
+        self.streams.look(views, step, now_ms=now_ms)
+        for deal in list(self._bound):
+            if self.threads[deal].streamed:
+                self._work(deal, step, now_ms=now_ms)
+                self.close_if_over(deal, step, now_ms=now_ms)
         return step
 
-    def show(self, deal: str, number: int, text: str, tokens: int, *, now_ms: int) -> Step:
-        """Show the buyer how the result's text goes on; ``number`` counts from 0 in each deal.
-
-        Nothing is journalled or repeated: the result alone counts.
-        """
-        step, thread = Step(), self.threads.get(deal)
-        if thread is None or thread.state not in BOUND or thread.result is not None:
-            return step
-        plain = json.dumps({"text": text, "tokens": tokens}, ensure_ascii=False).encode()
-        to, key = thread.counterparty, thread.their_key
-        wire = self._encode("chunk", self._id(), to, deal, "", plain, key, now_ms, number)
-        step.effects.append(Transmit(to, wire))
-        return step
-
-    def work_failed(self, deal: str, why: str, *, now_ms: int) -> Step:
-        """Take the seller's failure: it declines, and the buyer has all of its money back."""
+    def deposit_ended(self, effect_id: str, error: str, *, now_ms: int) -> Step:
+        """Take the end of a deposit into a channel."""
         step = Step()
-        thread = self.threads.get(deal)
-        if thread is None or thread.result is not None:
-            return step
-        self._put(fail(thread, why))
-        self._record_data(step, thread, "failed", why.encode(), now_ms=now_ms)
-        self._work(deal, step, now_ms=now_ms)
+        self.streams.deposit_ended(effect_id, error, step, now_ms=now_ms)
         return step
 
-    def checked(self, deal: str, verdict: str, *, now_ms: int) -> Step:
-        """Take the buyer's finding on a result: ``good``, or what is wrong with it."""
-        step = Step()
-        thread = self.threads.get(deal)
-        if thread is None or thread.verdict:
-            return step
-        self._put(judge(thread, verdict))
-        self._record_data(step, thread, "judged", verdict.encode(), now_ms=now_ms)
-        if self.buyer is not None:
-            self.buyer.judged(self.threads[deal], now_ms=now_ms)
-        step.wait = True
-        if verdict != "good":
-            step.effects.append(Notice("bad_result", deal, self.threads[deal], verdict))
-        self._work(deal, step, now_ms=now_ms)
-        return step
+    def saw(self, thread: Thread, view: JobView, depth_s: int, step: Step, *, now_ms: int) -> None:
+        """Keep a thread that a look has moved."""
+        self._put(thread)
+        self._record_data(step, thread, "saw", view_to_json(view, depth_s), now_ms=now_ms)
+        step.effects.append(Notice("chain:" + thread.state, thread.deal, thread))
+
+    # ---- duties ------------------------------------------------------------------------------
 
     def call_ended(self, effect_id: str, error: str, *, retry_ms: int, now_ms: int) -> Step:
         """Take the end of a call to the chain; it is made again while it is still owed.
@@ -717,6 +721,9 @@ class Desk(Memory):
             thread = self.threads.get(deal)
             if thread is None or deal not in self._bound:
                 return
+            if thread.streamed and thread.state is State.AGREED:
+                self.streams.consider(thread, step, now_ms=now_ms)
+                thread = self.threads[deal]
             owed = duties(thread, now_ms=now_ms, chain_s=self.head.time_s, margins=self.margins)
             if not any([self._perform(thread, duty, step, now_ms=now_ms) for duty in owed]):
                 return
@@ -745,10 +752,10 @@ class Desk(Memory):
                 step.effects.append(DoWork(thread.deal))
             case "check":
                 step.effects.append(DoCheck(thread.deal))
-            case "say:task" | "say:settle":
-                return self._perform_say(thread, duty.name, step, now_ms=now_ms)
             case "say:evidence":
                 step.effects.append(Notice("evidence", thread.deal, thread))
+            case name if name.startswith("say:"):
+                return self._perform_say(thread, name, step, now_ms=now_ms)
         return False
 
     def _unpaid(self, thread: Thread, *, now_ms: int) -> str:
@@ -762,10 +769,15 @@ class Desk(Memory):
 
     def _perform_say(self, thread: Thread, duty: str, step: Step, *, now_ms: int) -> bool:
         try:
-            if duty == "say:settle":
-                self._say_settle(thread, step, now_ms=now_ms)
-            elif self.buyer is not None:
-                self.buyer.send_task(thread, step, now_ms=now_ms)
+            match duty.split(":"):
+                case ["say", "settle"]:
+                    self._say_settle(thread, step, now_ms=now_ms)
+                case ["say", "withdraw"]:
+                    self._say_withdraw(thread, step, now_ms=now_ms)
+                case ["say", "voucher", _]:
+                    self._say_voucher(thread, step, now_ms=now_ms)
+                case _ if self.buyer is not None:
+                    self.buyer.send_task(thread, step, now_ms=now_ms)
         except LocalProtocolError as error:
             # One deal that is stuck must not stop the desk; silence has an outcome for it.
             self._retry[self._effect_id(thread, duty)] = now_ms + DUTY_PAUSE_MS
@@ -774,25 +786,6 @@ class Desk(Memory):
             self._keep_dead(DeadLetter(now_ms, duty, thread.counterparty, str(error)))
             return False
         return True
-
-    def _effect_id(self, thread: Thread, duty: str) -> str:
-        return f"{thread.deal}:{duty}@{self.me}"
-
-    def _say_settle(self, thread: Thread, step: Step, *, now_ms: int) -> None:
-        terms, result = thread.agreed_terms, thread.result
-        if result is None:
-            raise LocalProtocolError("nothing to settle")
-        units = int(result.to_seller_units)
-        digest = settlement_digest(self.domain, thread.job_id, thread.deliverable, units)
-        body: dict[str, object] = {
-            "deliverable": "0x" + thread.deliverable.hex(),
-            "to_seller_units": str(units),
-            "signature": "0x" + self.codec.sign(digest).hex(),
-        }
-        until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
-        self.say(
-            thread.deal, "settle", body, step, now_ms=now_ms, re=thread.result_id, until_ms=until_ms
-        )
 
 
 def _refusal(error: RemoteProtocolError) -> Refused:

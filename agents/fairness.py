@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from coase.protocol.messages import STREAMED
 from coase.protocol.types import ZERO_ADDRESS
+
+from .metering import is_counted
 
 if TYPE_CHECKING:
     from coase.protocol.messages import Request
@@ -29,8 +32,13 @@ def unfair(terms: Terms, request: Request, margins: Margins, *, now_ms: int) -> 
     """Return why ``terms`` would leave the buyer without defence, or nothing if they do not."""
     arbitrated = terms.arbiter != ZERO_ADDRESS
     work = terms.work
+    streamed = work.settlement in STREAMED  # Who stops paying needs nobody to rule.
     rules: tuple[tuple[bool, str], ...] = (
-        (arbitrated or not request.arbiters, "it names no arbiter"),
+        (arbitrated or streamed or not request.arbiters, "it names no arbiter"),
+        (
+            work.settlement != "channel" or work.pricing != "tokens" or is_counted(terms),
+            "its tokens cannot be counted here",
+        ),
         (not unlockable(terms, margins, now_ms=now_ms), "the time to lock is too short"),
         # Half of it may pass before a withheld result counts as withheld; then the margin. And
         # whatever stood still meanwhile has to come back in time.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anyio
+
+from coase.protocol.errors import DealFailed, LocalProtocolError
 from coase.protocol.identity import keccak256
 from coase.protocol.messages import CHUNK_MAX_CHARS, canonical_json
+from coase.protocol.states import State
 
+from .metering import is_counted, stream_units
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 SHOWN_TOKENS: Final = 16
 SHOWN_EVERY_MS: Final = 200
 SHOWN_MAX_CHARS: Final = 8 * 1024 * 1024
+PAY_WITHIN_MS: Final = 15_000  # Several repetitions of a voucher that got lost.
+DRAIN_LOOK_S: Final = 0.25
+log = logging.getLogger(__name__)
 
 Made = TypeVar("Made", bound="BaseModel")
 
@@ -53,9 +62,12 @@ class Job:
         self.usage: dict[str, int] = {}
         self._bought = 0
         self._shown = 0
-        self._waiting: list[str] = []
+        self._text = ""
+        """What is to be shown: of a stream all of it, else what was not sent yet."""
         self._tokens = 0
         self._said_ms = 0
+        self._paid_ms = 0
+        self._moved = anyio.Event()
 
     @property
     def deal(self) -> str:
@@ -112,24 +124,128 @@ class Job:
     def show(self, text: str, *, tokens: int = 1) -> None:
         """Let the buyer see how the text of the result goes on, while it is made.
 
-        What is shown leaves every 16 tokens or 200 ms and may be lost; the result alone counts.
+        What is shown leaves every 16 tokens or 200 ms. Where a channel pays for it, it waits for
+        the payment of what was shown before; elsewhere it may be lost, and the result alone counts.
+
+        :raises DealFailed: if the buyer has stopped, or pays no more
         """
-        self._waiting.append(text)
+        self._text += text
         self._tokens += tokens
-        node = self.agent.node
-        if node is None or self.agent.seat is None:
+        node, seat = self.agent.node, self.agent.seat
+        if node is None or seat is None:
+            return
+        if self.thread.streamed:
+            self._require_paid()
+            self.go_on()
             return
         now_ms = node.runtime.now_ms()
         if self._tokens < SHOWN_TOKENS and now_ms - self._said_ms < SHOWN_EVERY_MS:
             return
-        whole, tokens = "".join(self._waiting), self._tokens
-        self._waiting, self._tokens, self._said_ms = [], 0, now_ms
+        whole, tokens = self._text, self._tokens
+        self._text, self._tokens, self._said_ms = "", 0, now_ms
         for start in range(0, len(whole), CHUNK_MAX_CHARS):
             part = whole[start : start + CHUNK_MAX_CHARS]
-            desk = self.agent.seat.desk
-            step = desk.show(self.deal, self._shown, part, tokens, now_ms=now_ms)
-            node.runtime.apply(self.agent.seat, step)
+            step = seat.desk.show(self.deal, self._shown, part, tokens, now_ms=now_ms)
+            node.runtime.apply(seat, step)
             self._shown, tokens = self._shown + 1, 0
+
+    def go_on(self) -> None:
+        """Deliver the next chunk if the one before is paid; called when a payment came."""
+        self._moved.set()
+        node, seat = self.agent.node, self.agent.seat
+        thread = self._now()
+        if node is None or seat is None or thread is None or thread.state is not State.LOCKED:
+            return
+        now_ms = node.runtime.now_ms()
+        if thread.owed_units:
+            return
+        self._paid_ms = now_ms
+        waiting = len(self._text) - len(thread.shown)
+        if waiting <= 0:
+            return  # After a restart it is written again up to where it was.
+        few = self._tokens < SHOWN_TOKENS and now_ms - self._said_ms < SHOWN_EVERY_MS
+        if few:
+            return
+        self._deliver(thread, self._text[len(thread.shown) :][:CHUNK_MAX_CHARS], now_ms=now_ms)
+
+    def _deliver(self, thread: Thread, part: str, *, now_ms: int) -> None:
+        node, seat = self.agent.node, self.agent.seat
+        assert node is not None
+        assert seat is not None
+        task = thread.task.task if thread.task is not None else ""
+        terms, most = thread.agreed_terms, seat.desk.streams.policy.chunk_max_units
+        while True:
+            due_units = max(thread.due_units, stream_units(terms, task, thread.shown + part))
+            if due_units - thread.due_units <= most or len(part) < SHOWN_TOKENS:
+                break
+            part = part[: len(part) // 2]
+        tokens, self._tokens, self._said_ms = self._tokens, 0, now_ms
+        try:
+            step = seat.desk.chunk(
+                self.deal, part, tokens=tokens, due_units=due_units, now_ms=now_ms
+            )
+        except LocalProtocolError as error:
+            # Others of this buyer are not paid yet, or the chain has to be asked: again soon.
+            log.debug("a chunk of %s waits: %s", self.deal, error)
+            return
+        node.runtime.apply(seat, step)
+
+    async def drain(self) -> None:
+        """Return when all that was delivered is paid; what is left goes with the result.
+
+        :raises DealFailed: if the buyer has stopped, or pays no more
+        """
+        if not self.thread.streamed:
+            return
+        while True:
+            self._require_paid()
+            thread = self._now()
+            if thread is None or thread.state is not State.LOCKED:
+                raise DealFailed(
+                    thread.state if thread is not None else "lapsed",
+                    "the deal is over before its result",
+                    deal_id=self.deal,
+                )
+            if not thread.owed_units and self._can_end(thread):
+                return
+            self._moved = anyio.Event()
+            self.go_on()
+            with anyio.move_on_after(DRAIN_LOOK_S):
+                await self._moved.wait()
+
+    def _can_end(self, thread: Thread) -> bool:
+        """Return whether the result may leave with what was not delivered before it."""
+        seat = self.agent.seat
+        if thread.method != "channel" or seat is None:
+            return True
+        terms, task = thread.agreed_terms, thread.task.task if thread.task is not None else ""
+        whole = max(self._text, thread.shown, key=len)
+        rest = stream_units(terms, task, whole) - thread.due_units
+        if not is_counted(terms):
+            rest = terms.price_units
+        self._tokens = max(self._tokens, SHOWN_TOKENS)  # Whatever is left may leave.
+        return seat.desk.streams.can_send(thread, max(rest, 1))
+
+    def _now(self) -> Thread | None:
+        seat = self.agent.seat
+        return seat.desk.threads.get(self.deal) if seat is not None else None
+
+    def _require_paid(self) -> None:
+        """Return if the work is still wanted.
+
+        :raises DealFailed: if the buyer has stopped, or does not pay
+        """
+        thread, node = self._now(), self.agent.node
+        if thread is None or thread.over:
+            raise DealFailed("lapsed", "the buyer has stopped", deal_id=self.deal)
+        if not self._text.startswith(thread.shown) and not thread.shown.startswith(self._text):
+            raise DealFailed(
+                thread.state, "the text is another than before the restart", deal_id=self.deal
+            )
+        now_ms = node.runtime.now_ms() if node is not None else 0
+        self._paid_ms = self._paid_ms or now_ms
+        if thread.owed_units and now_ms - self._paid_ms > PAY_WITHIN_MS:
+            raise DealFailed(thread.state, "the buyer does not pay any more", deal_id=self.deal)
 
     async def complete(self, prompt: Prompt, *, show: bool = False) -> Written:
         """Ask the agent's own engine, and meter what it used.

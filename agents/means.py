@@ -121,6 +121,8 @@ class Means(OpenMeans):
 
 def _needed(thread: Thread) -> int:
     """Return what a deal under way may still take of its buyer's tokens."""
+    if thread.streamed:
+        return 0  # What lies in a channel is no balance any more, and a deposit is looked at.
     if thread.state in _UNPAID:
         return exposure(thread.agreed_terms)
     if thread.state in _DISPUTABLE and thread.verdict != "good":

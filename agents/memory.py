@@ -6,7 +6,17 @@ import heapq
 from typing import TYPE_CHECKING, Final
 
 from coase.protocol.messages import ENVELOPE_LIFE_MAX_MS, Header
-from coase.protocol.session import Thread, deadline_ms, fail, judge, receive, say, see, tick
+from coase.protocol.session import (
+    Thread,
+    acknowledged,
+    deadline_ms,
+    fail,
+    judge,
+    receive,
+    say,
+    see,
+    tick,
+)
 from coase.protocol.states import BOUND, Role, State
 
 from .heard import Heard
@@ -30,7 +40,10 @@ if TYPE_CHECKING:
     from coase.protocol.terms import Domain
     from coase.protocol.types import AgentId
 
+    from .streams import Streams
+
 DEAD_LETTERS_MAX: Final = 1_000
+STREAM_RECORDS: Final = frozenset(("channel", "voucher", "deposit", "deposited"))
 
 
 class Memory:
@@ -45,6 +58,7 @@ class Memory:
         self.buyer: Buyer | None = None
         self.seller: Seller | None = None
         self.court: Court | None = None
+        self.streams: Streams
         self.dead: list[DeadLetter] = []
         self.counts: dict[str, int] = {}
         self._outbox = Outbox(encode)
@@ -106,6 +120,7 @@ class Memory:
             del self._retry[effect_id]
         self._outbox.drop_deal(deal)
         step.closed.append((deal, summary(thread)))
+        self.streams.ended(thread, step, now_ms=now_ms)
         half = self.buyer if thread.side is Role.BUYER else self.seller
         if half is not None:
             half.ended(thread, step, now_ms=now_ms)
@@ -154,6 +169,9 @@ class Memory:
                 self._heard.remember(sender, message_id, expires_ms=expires_ms)
                 self.court.recall(sender, evidence)
                 continue
+            if record.kind in STREAM_RECORDS:
+                self.streams.recall(record)
+                continue
             thread = self.threads.get(record.deal)
             if thread is None:
                 continue
@@ -169,6 +187,8 @@ class Memory:
                     self._put(judge(thread, record.data.decode()))
                 case "failed":
                     self._put(fail(thread, record.data.decode()))
+                case "acked":
+                    self._put(acknowledged(thread, now_ms=record.at_ms))
 
     def _replay_message(self, thread: Thread, record: Record, *, now_ms: int) -> None:
         message, until_ms = message_from_json(record, thread)

@@ -94,6 +94,7 @@ class Node:
         """What stands on the chain beside the escrow, each None where the network has none."""
         self.transport, self.seed, self.compute = transport, seed, compute
         self.runtime = Runtime(transport, settlement, journal)
+        self.runtime.channels = self.channels
         self._chance, self._margins = chance, margins
         self.agents: list[Agent] = []
         self.budgets = Budgets(settlement.asset, swarm=budget, directory=directory)
@@ -119,6 +120,8 @@ class Node:
         )
         # The same after a restart: others remember where to write to us.
         desk.inbox_secret = identity.subkey("inbox")
+        if self.channels is not None:
+            desk.streams.open(self.channels.domain, is_local=self.network.faucet)
         arbiters = tuple(self.network.arbiters)
         agent.node, agent.buying = (
             self,
@@ -147,7 +150,9 @@ class Node:
             checker=agent.check,
             capabilities=capabilities,
             restore=lambda: self._restore(agent),
-            permit=lambda deal, call: permit(buying.reserve, deal, call),
+            permit=lambda deal, call: permit(
+                buying.reserve, deal, call, now_ms=self.runtime.now_ms()
+            ),
         )
         agent.seat = seat
         self.agents.append(agent)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.escrow.book import Balance, Book, SpendEnvelope, SpendLimits, Stage
+from coase.escrow.voucher import Fund
 from coase.protocol.effects import Dispute, Open
 from coase.protocol.errors import BudgetExhausted, ConfigurationError
 from coase.protocol.states import BOUND, Role, State
@@ -24,6 +25,7 @@ from .history import charge_of_row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from coase.escrow.voucher import ChannelCall
     from coase.protocol.effects import Call
     from coase.protocol.session import Thread
     from coase.protocol.terms import Terms
@@ -95,6 +97,10 @@ class OpenPurse:
 
         :raises BudgetExhausted: if the purse did not set so much aside for it
         """
+
+    def held(self) -> dict[str, int]:
+        """Return what is promised or locked now, deal by deal."""
+        return {}
 
     def paused(self, *, now_ms: int) -> str:
         """Return why nothing can be bought now, or nothing if something can."""
@@ -415,16 +421,22 @@ def exposure(terms: Terms) -> int:
     return terms.price_units + terms.bond_units
 
 
-def permit(purse: OpenPurse, deal: str, call: Call) -> None:
+def permit(purse: OpenPurse, deal: str, call: Call | ChannelCall, *, now_ms: int) -> None:
     """Return if a key may sign ``call``, as far as its purse is concerned.
 
-    :raises BudgetExhausted: if it would lock more than was set aside for the deal
+    :raises BudgetExhausted: if it would lock more than was set aside for the deal, or put more
+        into a channel than could be spent with its seller
     """
     match call:
         case Open():
             purse.require(deal, call.terms.price_units)
         case Dispute():
             purse.require(deal, exposure(call.terms))
+        case Fund() if rooms := purse.rooms(call.config.receiver, now_ms=now_ms):
+            left = purse.held().get(deal, 0) + max(0, min(rooms.values()))
+            if call.units > left:
+                name = "deposit with one seller"
+                raise BudgetExhausted(limit=name, asked_units=call.units, left_units=left)
 
 
 def accepted_ms(thread: Thread) -> int:

@@ -27,13 +27,14 @@ from coase.protocol.errors import (
 from coase.protocol.session import Thread
 from coase.protocol.types import AgentId, Head
 
-from .steps import DoCheck, DoWork, Effect, Notice, OnChain, Publish, Step, Transmit
+from .steps import DoCheck, DoWork, Effect, Notice, OnChain, OnChannel, Publish, Step, Transmit
 from .supervisor import attempt, supervise, tell
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from coase.escrow.ports import Receipt, Settlement
+    from coase.escrow.ports import Channels, Receipt, Settlement
+    from coase.escrow.voucher import ChannelCall
     from coase.protocol.effects import Call
     from coase.protocol.identity import Identity
     from coase.protocol.ports import Transport
@@ -76,7 +77,7 @@ class Seat:
     checker: Checker | None = None
     capabilities: tuple[str, ...] = ()
     restore: Callable[[], None] = lambda: None
-    permit: Callable[[str, Call], None] = lambda deal, call: None
+    permit: Callable[[str, Call | ChannelCall], None] = lambda deal, call: None
     """Raises if the key may not sign a call: the last word before it does."""
 
 
@@ -98,6 +99,8 @@ class Runtime:
     ) -> None:
         self.transport, self.settlement, self.journal = transport, settlement, journal
         self.now_ms = now_ms
+        self.channels: Channels | None = None
+        """What pays streams, where the network has it; set before ``run``."""
         self.seats: dict[AgentId, Seat] = {}
         self.observers: list[Observer] = []
         self.head = Head(0, 0)
@@ -248,6 +251,8 @@ class Runtime:
                 self._notify(seat.desk.me, effect)
             case OnChain() if group is not None:
                 group.start_soon(self._call, seat, effect)
+            case OnChannel() if group is not None:
+                group.start_soon(self._fund, seat, effect)
             case DoWork() if group is not None:
                 group.start_soon(self._work, seat, effect.deal)
             case DoCheck() if group is not None:
@@ -304,6 +309,25 @@ class Runtime:
             seat,
             seat.desk.call_ended(effect.effect_id, error, retry_ms=retry_ms, now_ms=now_ms),
         )
+        self._poll.set()
+
+    async def _fund(self, seat: Seat, effect: OnChannel) -> None:
+        """Make a deposit, which may be repeated under its id."""
+        channels = self.channels
+        if channels is None:
+            return
+
+        async def sign() -> Receipt:
+            seat.permit(effect.deal, effect.call)
+            return await channels.perform(effect.effect_id, effect.call, seat.identity)
+
+        made = await attempt(sign, name=effect.effect_id, level=logging.INFO)
+        error = ""
+        if isinstance(made, Exception):
+            error = (
+                f"the deposit failed: {explained(made) if isinstance(made, CallReverted) else made}"
+            )
+        self.apply(seat, seat.desk.deposit_ended(effect.effect_id, error, now_ms=self.now_ms()))
         self._poll.set()
 
     async def _work(self, seat: Seat, deal: str) -> None:
@@ -408,6 +432,18 @@ class Runtime:
             theirs = {job: views[job] for job in seat.desk.watched() if job in views}
             step = seat.desk.look(theirs, head=head, depth_s=depth_s, now_ms=now_ms)
             self.apply(seat, step)
+        await self._look_at_channels()
+
+    async def _look_at_channels(self) -> None:
+        """Show every desk those of its channels that it has to see now."""
+        if self.channels is None:
+            return
+        wanted = {id_: None for seat in self.seats.values() for id_ in seat.desk.streams.wanted()}
+        views = await self.channels.views(list(wanted)) if wanted else {}
+        for seat in list(self.seats.values()):
+            theirs = {id_: views[id_] for id_ in seat.desk.streams.wanted() if id_ in views}
+            if theirs:
+                self.apply(seat, seat.desk.look_at_channels(theirs, now_ms=self.now_ms()))
 
 
 def _deal_of(effect: Effect) -> str:

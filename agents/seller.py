@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
+from coase.negotiation.pricing import TOKENS_PER_PRICE
 from coase.protocol.errors import ConfigurationError, LocalProtocolError
 from coase.protocol.messages import (
     MODELS_MAX,
     SCHEMA_MAX_CHARS,
+    STREAMED,
     Accept,
     Counter,
     Description,
@@ -26,12 +28,14 @@ from coase.protocol.states import Role
 from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
 
+from .metering import TOKENIZER
 from .steps import Notice, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from coase.protocol.envelope import Message
+    from coase.protocol.types import AgentId
 
     from .desk import Desk
 
@@ -94,6 +98,8 @@ class Ware:
     """Names that a request may ask for, the default first."""
     capacity: int = 8
     windows: Windows = Windows()
+    channel: bool = True
+    """Whether it may be paid by a channel, where there are any."""
 
     @cached_property
     def schemas(self) -> bytes:
@@ -115,6 +121,8 @@ class SellerDesk:
         self.desk, self.agent, self.arbiters = desk, agent, arbiters
         self.inbox_key = inbox_key
         self.wares: dict[str, Ware] = {}
+        self.trusts: Callable[[AgentId], bool] = lambda buyer: False
+        """Whether an agent is of our own firm, for whom we work without a price."""
         self._requests: dict[str, str] = {}
 
     def sell(self, ware: Ware) -> None:
@@ -142,7 +150,6 @@ class SellerDesk:
             or request.schemas[2:] != ware.schemas.hex()
             or (request.chain_id, request.escrow) != (domain.chain_id, domain.contract)
             or request.asset != self.desk.asset.token
-            or "escrow" not in request.settlements
             or request.reply_by_ms <= now_ms
         ):
             return
@@ -152,6 +159,9 @@ class SellerDesk:
             return
         quote = ware.strategy.quote(request, header.sender, load=load, now_ms=now_ms)
         if quote is None or quote.verification not in request.verifications:
+            return
+        method = self._method(request, header.sender, ware, quote)
+        if not method:
             return
         deal = thread_id(header.id, header.sender, self.desk.me)
         if deal in self.desk.threads:
@@ -173,7 +183,7 @@ class SellerDesk:
         opened = Step()
         self.desk.open_thread(thread, opened, now_ms=now_ms)
         try:
-            self._offer(thread, ware, quote, nonce, "", opened, now_ms=now_ms)
+            self._offer(thread, ware, quote, method, nonce, "", opened, now_ms=now_ms)
         except LocalProtocolError:
             # A quote that no terms can be made of: as if there had been no request.
             del self.desk.threads[deal]
@@ -186,13 +196,14 @@ class SellerDesk:
         thread: Thread,
         ware: Ware,
         quote: Quote,
+        method: str,
         nonce: int,
         answers: str,
         step: Step,
         *,
         now_ms: int,
     ) -> None:
-        terms = self._terms(thread, ware, quote, nonce, now_ms=now_ms)
+        terms = self._terms(thread, ware, quote, method, nonce, now_ms=now_ms)
         body: dict[str, object] = {
             "request": thread.request_id,
             "answers": answers,
@@ -203,13 +214,33 @@ class SellerDesk:
         re = answers or thread.request_id
         self.desk.say(thread.deal, "offer", body, step, now_ms=now_ms, re=re)
 
-    def _terms(self, thread: Thread, ware: Ware, quote: Quote, nonce: int, *, now_ms: int) -> Terms:
+    def _method(self, request: Request, buyer: AgentId, ware: Ware, quote: Quote) -> str:
+        """Return how we are paid: what the buyer likes best of what we take; nothing if neither."""
+        at_once = quote.price_units
+        if quote.pricing == "tokens":
+            rate = max(quote.metered.get("input", 0), quote.metered.get("cached_input", 0))
+            at_once = rate * request.input_max // TOKENS_PER_PRICE
+        for method in request.settlements:
+            if method == "none" and self.trusts(buyer):
+                return method
+            if method == "channel" and ware.channel:
+                if self.desk.streams.covers(quote.price_units, at_once):
+                    return method
+            if method == "escrow":
+                return method
+        return ""
+
+    def _terms(
+        self, thread: Thread, ware: Ware, quote: Quote, method: str, nonce: int, *, now_ms: int
+    ) -> Terms:
         request, windows = thread.request, ware.windows
-        arbiter = next((a for a in self.arbiters if a in request.arbiters), ZERO_ADDRESS)
+        streamed, counted = method in STREAMED, method == "channel" and quote.pricing == "tokens"
+        found = next((a for a in self.arbiters if a in request.arbiters), ZERO_ADDRESS)
+        arbiter = ZERO_ADDRESS if streamed else found
         arbitrated = arbiter != ZERO_ADDRESS
         lock_by_s = now_ms // 1000 + windows.lock_s
-        price = quote.price_units
-        metered = quote.metered
+        price = quote.price_units if method != "none" else 0
+        metered = quote.metered if method != "none" else {}
         return Terms(
             buyer=thread.counterparty,
             seller=self.desk.me,
@@ -217,7 +248,7 @@ class SellerDesk:
             price_units=price,
             arbiter=arbiter,
             bond_units=price * windows.bond_permille // 1000 if arbitrated else 0,
-            default_to_seller_units=price // 2,
+            default_to_seller_units=0 if streamed else price // 2,
             lock_by_s=lock_by_s,
             # A shorter lock is the buyer's affair; the work's own time is what was promised.
             deliver_by_s=lock_by_s + quote.deliver_within_s,
@@ -229,7 +260,7 @@ class SellerDesk:
                 capability=ware.capability,
                 schemas=ware.schemas,
                 task=bytes.fromhex(request.task[2:]),
-                pricing=quote.pricing,
+                pricing=quote.pricing if method != "none" else "fixed",
                 input_price_units=metered.get("input", 0),
                 cached_input_price_units=metered.get("cached_input", 0),
                 output_price_units=metered.get("output", 0),
@@ -239,7 +270,8 @@ class SellerDesk:
                 quality=quote.quality,
                 model=quote.model,
                 verification=quote.verification,
-                settlement="escrow",
+                tokenizer=TOKENIZER if counted else "",
+                settlement=method,
             ),
         )
 
@@ -269,8 +301,8 @@ class SellerDesk:
                 no: dict[str, object] = {"proposal": message.id, "reason": "too far apart"}
                 self.desk.say(thread.deal, "reject", no, step, now_ms=now_ms, re=message.id)
                 return
-            nonce = thread.agreed_terms.nonce
-            self._offer(thread, ware, quote, nonce, message.id, step, now_ms=now_ms)
+            nonce, method = thread.agreed_terms.nonce, thread.method
+            self._offer(thread, ware, quote, method, nonce, message.id, step, now_ms=now_ms)
 
     def ticked(self, step: Step, *, now_ms: int) -> None:
         """Nothing: a seller's deadlines are its threads'."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from coase.escrow.voucher import ChannelCall
     from coase.protocol.effects import Call
     from coase.protocol.envelope import Message
     from coase.protocol.messages import Description, Evidence, Header, Request
@@ -43,6 +44,15 @@ class OnChain:
 
 
 @dataclass(frozen=True, slots=True)
+class OnChannel:
+    """Send a call to the channels' contract. The same id is the same call."""
+
+    effect_id: str
+    deal: str
+    call: ChannelCall
+
+
+@dataclass(frozen=True, slots=True)
 class DoWork:
     """Run the seller's handler on the task of a deal."""
 
@@ -68,7 +78,7 @@ class Notice:
     """Of a chunk: which one it is."""
 
 
-Effect = Transmit | Publish | OnChain | DoWork | DoCheck | Notice
+Effect = Transmit | Publish | OnChain | OnChannel | DoWork | DoCheck | Notice
 
 
 @dataclass(slots=True)
@@ -157,6 +167,15 @@ class Buyer(Half, Protocol):
 
         :raises BudgetExhausted: if it was not set aside; then it is not locked
         """
+
+    def paying(self, thread: Thread, units: int, *, now_ms: int) -> None:
+        """Let the key sign for ``units`` of a deal in all, by vouchers.
+
+        :raises BudgetExhausted: if so much was not set aside for it; then nothing is signed
+        """
+
+    def spare_units(self, counterparty: AgentId, *, now_ms: int) -> int | None:
+        """Return how much more may lie ready for deals with ``counterparty``; None for any."""
 
     def judged(self, thread: Thread, *, now_ms: int) -> None:
         """Take note of our finding on a result."""

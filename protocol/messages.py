@@ -51,6 +51,9 @@ REQUEST_REPEATS_MS: Final = (0, 250, 1_000)
 
 VERIFICATIONS: Final = ("none", "schema", "hash", "replay")
 SETTLEMENTS: Final = ("escrow", "channel", "x402", "none")
+STREAMED: Final = frozenset(("channel", "none"))
+"""Methods without an escrow: what is delivered is paid chunk by chunk, or not at all."""
+ZERO_BYTES32_TEXT: Final = "0x" + "0" * 64
 
 NackReason = Literal[
     "unknown_kind",
@@ -338,6 +341,9 @@ class Task(Wire):
 
     salt: Bytes32Text
     task: str
+    withdraw_delay_s: Seconds
+    """With ``channel_salt`` and the terms, the channel that pays; 0 where none does."""
+    channel_salt: Bytes32Text
 
 
 class Result(Wire):
@@ -354,10 +360,25 @@ class Result(Wire):
 
 
 class Chunk(Wire):
-    """A part of the result's text while it is made, ``seq`` its number; the result counts."""
+    """A part of the result's text while it is made, ``seq`` its number.
+
+    Where a channel pays, it is delivered with it and costs something; elsewhere the result counts.
+    """
 
     text: Annotated[str, StringConstraints(max_length=CHUNK_MAX_CHARS)]
     tokens: Count
+    at: Count
+    """How many characters were delivered before it, where a channel pays."""
+    due_units: UnitsText
+    """What the deal costs up to its end, where a channel pays."""
+
+
+class Voucher(Wire):
+    """The buyer's signature over a growing total of its channel: ``units`` more for this deal."""
+
+    units: UnitsText
+    total_units: UnitsText
+    signature: SignatureText
 
 
 class Settle(Wire):
@@ -436,6 +457,7 @@ Body = (
     | Locked
     | Task
     | Chunk
+    | Voucher
     | Result
     | Settle
     | Ack
@@ -456,6 +478,7 @@ BODIES: Final[dict[str, type[Body]]] = {
     "locked": Locked,
     "task": Task,
     "chunk": Chunk,
+    "voucher": Voucher,
     "result": Result,
     "settle": Settle,
     "ack": Ack,
@@ -466,11 +489,11 @@ BODIES: Final[dict[str, type[Body]]] = {
 }
 SEALED: Final = frozenset(
     "offer counter accept agreed reject withdraw".split()
-    + "locked task chunk result settle evidence piece".split()
+    + "locked task chunk voucher result settle evidence piece".split()
 )
 """Kinds whose body only the addressee may read. The others are public and refused if sealed."""
 
-AWAITED: Final = frozenset(("accept", "agreed", "task", "result", "settle"))
+AWAITED: Final = frozenset(("accept", "agreed", "task", "voucher", "result", "settle"))
 """Kinds that wait for the journal before they are sent: they bind, or they cost."""
 
 

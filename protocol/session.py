@@ -19,11 +19,14 @@ from .effects import Settle as SettleCall
 from .errors import LocalProtocolError, Refused, RemoteProtocolError
 from .identity import keccak256, require_signer
 from .messages import (
+    CHUNKS_MAX,
     LOCK_BY_MAX_S,
     ROUNDS_MAX,
+    STREAMED,
     WINDOW_MAX_S,
     Accept,
     Agreed,
+    Chunk,
     Counter,
     Nack,
     Offer,
@@ -31,6 +34,8 @@ from .messages import (
     Result,
     Settle,
     Task,
+    Voucher,
+    Withdraw,
     commitment,
 )
 from .states import BOUND, TERMINAL, Role, State, advance
@@ -137,6 +142,15 @@ class Thread:
     """The buyer's: ``good``, or what is wrong with the result. Empty until it was checked."""
     failed: str = ""
     """The seller's: why it cannot deliver. It then declines."""
+    shown: str = field(repr=False, default="")
+    """What was delivered in chunks, where they cost something."""
+    due_units: int = 0
+    """What it costs so far."""
+    paid_units: int = 0
+    """What vouchers have paid of it."""
+    chunks: int = 0
+    last_id: str = ""
+    """The id of the chunk or voucher that the next one answers."""
     why: str = ""
     """Why the thread ended, where the state alone does not tell."""
     history: tuple[Entry, ...] = ()
@@ -148,6 +162,24 @@ class Thread:
         if self.terms is None:
             raise LocalProtocolError(f"no terms were proposed in thread {self.deal}")
         return self.terms
+
+    @property
+    def method(self) -> str:
+        """How the proposed terms are paid."""
+        return self.terms.work.settlement if self.terms is not None else "escrow"
+
+    @property
+    def streamed(self) -> bool:
+        """Whether there is no escrow: what is delivered is paid as it comes, or not at all."""
+        return self.method in STREAMED
+
+    @property
+    def owed_units(self) -> int:
+        """What the buyer owes and has not paid: for the chunks, and for a result that is good."""
+        due = self.due_units
+        if self.result is not None and (self.side is Role.SELLER or self.verdict == "good"):
+            due = max(due, int(self.result.to_seller_units))
+        return max(0, due - self.paid_units)
 
     @property
     def other(self) -> Role:
@@ -180,11 +212,14 @@ def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
     )
     windows = (terms.dispute_s, terms.answer_s, terms.rule_s)
     arbitrated = terms.arbiter != ZERO_ADDRESS
+    streamed, free = work.settlement in STREAMED, work.settlement == "none"
+    split = terms.bond_units or terms.default_to_seller_units
     rules: tuple[tuple[bool, str], ...] = (
         (terms.buyer == buyer, "buyer"),
         (terms.seller == seller and seller != buyer, "seller"),
         (terms.asset == request.asset, "asset"),
-        (0 < terms.price_units <= UNITS_MAX, "price_units"),
+        (0 < terms.price_units <= UNITS_MAX or free, "price_units"),
+        (terms.price_units == 0 or not free, "price_units"),
         (terms.bond_units <= terms.price_units, "bond_units"),
         (terms.default_to_seller_units <= terms.price_units, "default_to_seller_units"),
         (not arbitrated or terms.arbiter in request.arbiters, "arbiter"),
@@ -200,7 +235,10 @@ def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
         (work.schemas.hex() == request.schemas[2:], "work.schemas"),
         (work.task.hex() == request.task[2:], "work.task"),
         (work.settlement in request.settlements, "work.settlement"),
-        (work.settlement == "escrow", "work.settlement"),
+        (work.settlement == "escrow" or streamed, "work.settlement"),
+        # What a voucher paid nobody can split, so nothing may wait for an arbiter.
+        (not streamed or not arbitrated, "arbiter"),
+        (not streamed or not split, "bond_units, default_to_seller_units"),
         (work.verification in request.verifications, "work.verification"),
         (work.quality >= request.quality_min, "work.quality"),
     )
@@ -236,7 +274,7 @@ def say(thread: Thread, message: Message, *, now_ms: int) -> Thread:
 def _move(
     thread: Thread, role: Role, message: Message, *, now_ms: int, verify: Verify, ours: bool
 ) -> Thread:
-    after = advance(thread.state, role, message.kind, ours=ours)
+    after = advance(thread.state, role, message.kind, method=thread.method, ours=ours)
     body = message.body
     changed = thread
     match body:
@@ -261,13 +299,78 @@ def _move(
             changed = _result(thread, message, body, now_ms=now_ms, verify=verify)
         case Settle():
             changed = _settle(thread, body, verify=verify)
+        case Chunk():
+            return _chunk(thread, message, body)
+        case Voucher():
+            changed = _voucher(thread, message, body)
+            if not _covered(changed):
+                return changed  # Of many the history would only say that there were many.
+        case Withdraw() if thread.streamed and thread.state in BOUND:
+            why = f"the {role} stopped: {body.reason}"
+            how = How.DECLINED if role is Role.SELLER else How.SETTLED
+            return _end(replace(thread, why=why), role, "withdraw", how, now_ms=now_ms)
         case Nack():
             changed = replace(thread, why=f"{body.reason}: {body.detail}".rstrip(": "))
         case _:
             reason = getattr(body, "reason", "")
             changed = replace(thread, why=f"{role} said {message.kind}: {reason}".rstrip(": "))
     price = changed.terms.price_units if changed.terms is not None else 0
-    return _enter(changed, after, role, message.kind, now_ms=now_ms, price_units=price)
+    changed = _enter(changed, after, role, message.kind, now_ms=now_ms, price_units=price)
+    if thread.streamed and role is Role.BUYER and not ours and _covered(changed):
+        # The buyer waits for our word that it came; we have all that we can get.
+        return _end(changed, Role.SELLER, "ack", How.SETTLED, now_ms=now_ms)
+    return changed
+
+
+def _covered(thread: Thread) -> bool:
+    """Return whether a stream is delivered and paid in full."""
+    if thread.state is not State.DELIVERED or thread.result is None:
+        return False
+    return thread.paid_units >= int(thread.result.to_seller_units)
+
+
+def _end(thread: Thread, role: Role, move: str, how: How, *, now_ms: int) -> Thread:
+    """End a deal without an escrow: what was paid is paid, and nothing else is owed."""
+    after = advance(thread.state, role, move, method=thread.method, ours=True)
+    if after is State.REFUNDED and thread.paid_units:
+        after = State.SETTLED
+    paid = thread.paid_units
+    if after is not State.LAPSED:
+        rest = thread.agreed_terms.price_units - paid
+        view = JobView(Phase.CLOSED, how=how, to_seller_units=paid, to_buyer_units=rest)
+        thread = replace(thread, view=view, why=thread.why or how.name.lower().replace("_", " "))
+    return _enter(thread, after, role, move, now_ms=now_ms, price_units=paid)
+
+
+def acknowledged(thread: Thread, *, now_ms: int) -> Thread:
+    """Return the buyer's thread after the seller's word that the last payment came."""
+    good = thread.side is Role.BUYER and thread.verdict == "good"
+    if not thread.streamed or not good or not _covered(thread):
+        return thread
+    return _end(thread, Role.SELLER, "ack", How.SETTLED, now_ms=now_ms)
+
+
+def _chunk(thread: Thread, message: Message, body: Chunk) -> Thread:
+    if body.at != len(thread.shown):
+        raise RemoteProtocolError(f"a chunk at {body.at}, where {len(thread.shown)} is next")
+    if not thread.due_units <= int(body.due_units) <= thread.agreed_terms.price_units:
+        raise RemoteProtocolError("a chunk that makes the deal cheaper, or dearer than its price")
+    if thread.chunks >= CHUNKS_MAX:
+        raise RemoteProtocolError("too many chunks")
+    return replace(
+        thread,
+        shown=thread.shown + body.text,
+        due_units=int(body.due_units),
+        chunks=thread.chunks + 1,
+        last_id=message.id,
+    )
+
+
+def _voucher(thread: Thread, message: Message, body: Voucher) -> Thread:
+    paid = thread.paid_units + int(body.units)
+    if not int(body.units) or paid > thread.agreed_terms.price_units:
+        raise RemoteProtocolError("a voucher for nothing, or above the price")
+    return replace(thread, paid_units=paid, last_id=message.id)
 
 
 def _enter(
@@ -352,6 +455,8 @@ def see(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> Thread:
     """Return the thread after a look at the chain, at the depth that the holder trusts."""
     if thread.state not in BOUND or not thread.job_id:
         return thread
+    if thread.streamed:
+        return _see_stream(thread, view, chain_s=chain_s, now_ms=now_ms)
     if view.phase is Phase.NONE:
         if thread.state is State.AGREED:
             if chain_s > thread.agreed_terms.lock_by_s:
@@ -381,6 +486,27 @@ def see(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> Thread:
         price_units=view.to_seller_units,
         tx_hash=view.tx_hash,
     )
+
+
+def _see_stream(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> Thread:
+    """Return the thread after a look at its channel; the clock ends it, since no chain does."""
+    limit = limit_s(thread)
+    if limit is not None and chain_s > limit:
+        match thread.state:
+            case State.AGREED:
+                late = replace(thread, why="the channel did not hold the price in time")
+                return _end(late, Role.CLOCK, "lock_by", How.OPEN, now_ms=now_ms)
+            case State.LOCKED:
+                return _end(thread, Role.CLOCK, "deliver_by", How.UNDELIVERED, now_ms=now_ms)
+            case _:
+                # A buyer has said that it is good, or why not: then it is no silence of his.
+                good = thread.verdict == "good" and thread.paid_units
+                how = How.SETTLED if good else How.SILENT_BUYER
+                return _end(thread, Role.CLOCK, "pay_by", how, now_ms=now_ms)
+    if thread.state is State.AGREED and view.phase is Phase.WORKING:
+        after = advance(thread.state, Role.CHAIN, "working", method=thread.method, ours=True)
+        return _enter(replace(thread, view=view), after, Role.CHAIN, "working", now_ms=now_ms)
+    return thread
 
 
 def tick(thread: Thread, *, now_ms: int) -> Thread:
@@ -439,6 +565,8 @@ def limit_s(thread: Thread) -> int | None:
             return terms.lock_by_s
         case State.LOCKED:
             return terms.deliver_by_s
+        case State.DELIVERED if thread.streamed:
+            return terms.deliver_by_s + terms.dispute_s
         case State.DELIVERED:
             return clock + terms.dispute_s
         case State.DISPUTED:
@@ -453,6 +581,8 @@ def duties(thread: Thread, *, now_ms: int, chain_s: int, margins: Margins) -> li
     limit = limit_s(thread)
     if limit is None or thread.over:
         return []
+    if thread.streamed:
+        return _stream_duties(thread)
     terms = thread.agreed_terms
     cheque = thread.side is Role.SELLER and thread.settle is not None
     if chain_s > limit and thread.state is not State.AGREED:
@@ -466,6 +596,34 @@ def duties(thread: Thread, *, now_ms: int, chain_s: int, margins: Margins) -> li
     late = thread.state is State.LOCKED and not in_time and chain_s <= limit
     impatient = late or now_ms >= thread.result_ms + margins.settle_patience_ms
     return _seller_duties(thread, in_time=in_time, late=late, impatient=impatient)
+
+
+def _stream_duties(thread: Thread) -> list[Duty]:
+    """Return what is owed in a deal without an escrow; who pays how is not the thread's affair."""
+    if thread.side is Role.SELLER:
+        if thread.failed and thread.state in (State.AGREED, State.LOCKED):
+            return [Duty("say:withdraw")]
+        ready = thread.state is State.LOCKED and thread.task is not None
+        return [Duty("work")] if ready and thread.result is None else []
+    if thread.state is State.AGREED:
+        return []
+    if thread.verdict not in ("", "good"):
+        return [Duty("say:withdraw")]
+    owed = [] if thread.task_id else [Duty("say:task")]
+    if thread.result is not None and not thread.verdict:
+        owed.append(Duty("check"))
+    if thread.owed_units:
+        owed.append(Duty(f"say:voucher:{thread.paid_units}"))
+    elif thread.verdict == "good" and thread.settle is None and not _paid_last(thread):
+        owed.append(Duty("say:settle"))
+    return owed
+
+
+def _paid_last(thread: Thread) -> bool:
+    """Return whether a voucher has told the seller already that its result is good."""
+    if thread.result is None:
+        return False
+    return thread.due_units < int(thread.result.to_seller_units) <= thread.paid_units
 
 
 def _buyer_duties(thread: Thread, *, in_time: bool, chain_s: int) -> list[Duty]:

@@ -117,8 +117,42 @@ def _deal_rows() -> dict[tuple[State, Role, str], State]:
     return rows
 
 
-DEAL: Final[dict[str, dict[tuple[State, Role, str], State]]] = {"escrow": _deal_rows()}
-"""One table per settlement method. ``channel``, ``x402`` and ``none`` have their place here."""
+def _stream_rows() -> dict[tuple[State, Role, str], State]:
+    """Write out the rows of a deal without an escrow: paid chunk by chunk, or not at all.
+
+    *Locked* means here: the channel holds the price, as deep as its holder trusts, and nobody is
+    taking it out. There is no *disputed*; the remedy of either side is to stop, and what was paid
+    by then is paid. So a deal that is broken off ends as settled if anything was paid, and
+    otherwise as refunded.
+    """
+    rows: dict[tuple[State, Role, str], State] = {
+        (State.AGREED, Role.BUYER, "task"): State.AGREED,
+        (State.AGREED, Role.CHAIN, "working"): State.LOCKED,
+        (State.AGREED, Role.CLOCK, "lock_by"): State.LAPSED,
+        (State.LOCKED, Role.SELLER, "chunk"): State.LOCKED,
+        (State.LOCKED, Role.SELLER, "result"): State.DELIVERED,
+        (State.LOCKED, Role.CLOCK, "deliver_by"): State.REFUNDED,
+        (State.DELIVERED, Role.BUYER, "settle"): State.DELIVERED,
+        (State.DELIVERED, Role.SELLER, "ack"): State.SETTLED,
+        (State.DELIVERED, Role.CLOCK, "pay_by"): State.REFUNDED,
+    }
+    for before in (State.LOCKED, State.DELIVERED):
+        rows[(before, Role.BUYER, "task")] = before
+        rows[(before, Role.BUYER, "voucher")] = before
+    for before in (State.AGREED, State.LOCKED, State.DELIVERED):
+        for role in (Role.BUYER, Role.SELLER):
+            rows[(before, role, "withdraw")] = (
+                State.LAPSED if before is State.AGREED else State.REFUNDED
+            )
+    return rows
+
+
+DEAL: Final[dict[str, dict[tuple[State, Role, str], State]]] = {
+    "escrow": _deal_rows(),
+    "channel": _stream_rows(),
+    "none": _stream_rows(),
+}
+"""One table per settlement method. ``x402`` has no deal of ours: a plain HTTP caller pays it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +185,23 @@ SILENCE: Final[dict[State, Silence]] = {
 }
 
 
+STREAM_SILENCE: Final[dict[State, Silence]] = {
+    State.AGREED: Silence("buyer", "lock_by", "lapses; counted against the buyer", ""),
+    State.LOCKED: Silence("seller", "deliver_by", "what was not paid is not owed", ""),
+    State.DELIVERED: Silence(
+        "buyer", "deliver_by + dispute window", "what was not paid is not owed", ""
+    ),
+}
+"""The same for the methods without an escrow, from *agreed* on."""
+
+
 def advance(state: State, role: Role, move: str, *, method: str = "escrow", ours: bool) -> State:
     """Return the state after ``move``.
 
     :raises LocalProtocolError: if it is no row and ``ours`` says that we made the move
     :raises RemoteProtocolError: if it is no row and the counterparty made it
     """
-    after = THREAD.get((state, role, move)) or DEAL[method].get((state, role, move))
+    after = THREAD.get((state, role, move)) or DEAL.get(method, {}).get((state, role, move))
     if after is None:
         error = LocalProtocolError if ours else RemoteProtocolError
         raise error(f"{role} may not {move!r} while the deal is {state}")

@@ -10,8 +10,20 @@ from coase.agents.buyer import Ask, BuyerDesk, BuyerStrategy, Decision, Verdict,
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
 from coase.agents.seller import Quote, SellerDesk, Ware
-from coase.agents.steps import DoCheck, DoWork, Effect, Notice, OnChain, Publish, Step, Transmit
+from coase.agents.steps import (
+    DoCheck,
+    DoWork,
+    Effect,
+    Notice,
+    OnChain,
+    OnChannel,
+    Publish,
+    Step,
+    Transmit,
+)
 from coase.escrow.backends.memory import MemoryChain
+from coase.escrow.backends.memory_channels import MemoryLedger
+from coase.protocol.errors import CallReverted
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import capability_id, schemas_hash
 from coase.protocol.types import Asset
@@ -78,6 +90,9 @@ class Market:
     def __init__(self, *, prices: tuple[int, ...] = (1_000,)) -> None:
         self.now_ms = START_MS
         self.chain = MemoryChain(ASSET, escrow="0x" + "44" * 20, time_s=START_MS // 1_000)
+        self.ledger = MemoryLedger(ASSET, time_s=START_MS // 1_000)
+        self.funded: dict[str, str] = {}
+        """What became of each deposit that was sent, by its id."""
         self.queue: list[tuple[str, bytes]] = []
         self.sent: list[tuple[str, str, bytes]] = []
         """Everything that was ever sent: (kind, addressee, envelope)."""
@@ -97,8 +112,10 @@ class Market:
         identity = Identity(keccak256(name.encode()))
         chance = SeededChance(f"{name}/{life}".encode())
         desk = Desk(Codec(identity, net="t"), chance, domain=self.chain.domain, asset=ASSET)
+        desk.streams.open(self.ledger.domain, is_local=True)
         if not life:
             self.chain.mint(identity.address, 10**9, approve=True)
+            self.ledger.mint(identity.address, 10**9)
         seat = self.seats[identity.address] = Seat(name, desk)
         return seat
 
@@ -152,6 +169,8 @@ class Market:
                     self.send(seller.desk.me, effect.wire)
             case OnChain():
                 self.chain.send(effect.effect_id, effect.call, desk.me)
+            case OnChannel():
+                self._fund(seat, effect)
             case DoWork() if self.works:
                 done = desk.work_done(
                     effect.deal,
@@ -166,6 +185,17 @@ class Market:
                 self.perform(seat, desk.checked(effect.deal, "good", now_ms=self.now_ms))
             case Notice():
                 seat.notices.append(effect)
+
+    def _fund(self, seat: Seat, effect: OnChannel) -> None:
+        if effect.effect_id not in self.funded:
+            try:
+                self.ledger.execute(effect.call, seat.desk.me)
+                self.funded[effect.effect_id] = ""
+            except CallReverted as refused:
+                self.funded[effect.effect_id] = str(refused)
+        error = self.funded[effect.effect_id]
+        step = seat.desk.deposit_ended(effect.effect_id, error, now_ms=self.now_ms)
+        self.perform(seat, step)
 
     def send(self, to: str, wire: bytes) -> None:
         """Put an envelope on its way, unless it gets lost."""
@@ -193,11 +223,15 @@ class Market:
     def block(self) -> None:
         """Seal a block and let everybody look."""
         self.chain.seal(self.now_ms // 1_000)
+        self.ledger.time_s = self.now_ms // 1_000
         for seat in list(self.seats.values()):
             views = {job: self.chain.view(job) for job in seat.desk.watched()}
             head = self.chain.head()
             look = seat.desk.look(views, head=head, depth_s=head.time_s, now_ms=self.now_ms)
             self.perform(seat, look)
+            wanted = seat.desk.streams.wanted()
+            seen = {channel_id: self.ledger.view(channel_id) for channel_id in wanted}
+            self.perform(seat, seat.desk.look_at_channels(seen, now_ms=self.now_ms))
 
     def until(self, done: Callable[[], object], *, within_ms: int = 200_000) -> None:
         """Let time pass until something is so."""

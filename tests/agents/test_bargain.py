@@ -263,7 +263,6 @@ def quote_for(request: Request, **more: Any) -> object:
 def test_a_seller_promises_only_what_both_sides_allow() -> None:
     market = Market()
     assert quote_for(request_with(market, verifications=["replay"])) is None
-    assert quote_for(request_with(market, settlements=["channel"])) is None
     assert quote_for(request_with(market, quality_min=51), quality=50) is None
     only = quote_for(request_with(market, verifications=["hash", "none"]))
     assert getattr(only, "verification", "") == "none"

@@ -81,7 +81,7 @@ def test_who_was_not_taken_is_told_at_once() -> None:
         {"capability": "echo-00000000"},
         {"chain_id": 2},
         {"escrow": "0x" + "45" * 20},
-        {"settlements": ["channel"]},
+        {"settlements": ["x402"]},
         {"verifications": ["replay"]},
         {"reply_by_ms": 1},
     ],

@@ -370,4 +370,4 @@ async def test_the_key_itself_signs_nothing_that_was_not_set_aside(tmp_path: Pat
 
 
 def test_a_call_that_locks_nothing_needs_no_purse() -> None:
-    permit(Purse(Budget(total="0"), ASSET), "deal", Poke(None))  # type: ignore[arg-type]
+    permit(Purse(Budget(total="0"), ASSET), "deal", Poke(None), now_ms=0)  # type: ignore[arg-type]

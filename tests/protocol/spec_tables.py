@@ -11,7 +11,7 @@ from pydantic import StringConstraints, TypeAdapter
 from coase.agents import admission, desk, heard, outbox, pieces
 from coase.protocol import messages, subjects, types
 from coase.protocol.messages import BODIES, NackReason, Piece, TermsBody, WorkBody
-from coase.protocol.states import DEAL, SILENCE, THREAD
+from coase.protocol.states import DEAL, SILENCE, STREAM_SILENCE, THREAD
 
 SPEC: Final = Path(messages.__file__).resolve().parent / "SPEC.md"
 MODELS: Final = {
@@ -127,9 +127,20 @@ def moves() -> set[tuple[str, str, str, str]]:
     return {(str(s), str(role), move, str(after)) for (s, role, move), after in rows.items()}
 
 
+def stream_moves() -> set[tuple[str, str, str, str]]:
+    """Return every row of the deals that have no escrow."""
+    assert DEAL["channel"] == DEAL["none"]
+    return {(str(s), str(r), move, str(after)) for (s, r, move), after in DEAL["channel"].items()}
+
+
 def silences() -> set[tuple[str, str, str, str, str]]:
     """Return the table of silence."""
     return {(str(s), row.who, row.by, row.outcome, row.call) for s, row in SILENCE.items()}
+
+
+def stream_silences() -> set[tuple[str, str, str, str, str]]:
+    """Return the table of silence of the deals that have no escrow."""
+    return {(str(s), row.who, row.by, row.outcome, row.call) for s, row in STREAM_SILENCE.items()}
 
 
 def reasons() -> set[str]:

@@ -60,7 +60,8 @@ def samples() -> dict[str, dict[str, Any]]:
         "models": ["small"],
         "key": "33" * 32,
     }
-    found["chunk"] = {"text": "t", "tokens": 1}
+    found["chunk"] = {"text": "t", "tokens": 1, "at": 0, "due_units": "0"}
+    found["voucher"] = {"units": "1", "total_units": "2", "signature": SIGNATURE}
     found["evidence"] = {
         "terms": found["offer"]["terms"],
         "task_salt": B32,

@@ -44,6 +44,12 @@ def test_the_tables_of_states_are_the_codes() -> None:
     assert (len(threads), len(deals)) == (len(THREAD), len(DEAL["escrow"]))
 
 
+def test_the_tables_of_streams_are_the_codes() -> None:
+    assert {tuple(row) for row in TABLES["streams"]} == spec.stream_moves()
+    rows = {(*row[:4], "" if row[4] == "-" else row[4]) for row in TABLES["silence in streams"]}
+    assert rows == spec.stream_silences()
+
+
 def test_the_table_of_silence_is_the_codes() -> None:
     rows = {(*row[:4], "" if row[4] == "-" else row[4]) for row in TABLES["silence"]}
     assert rows == spec.silences()

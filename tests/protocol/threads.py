@@ -150,7 +150,12 @@ class Pair:
             "reject": {"proposal": thread.proposal_id or "00" * 16, "reason": "no"},
             "withdraw": {"reason": "no"},
             "locked": {"tx_hash": "0x" + "00" * 32},
-            "task": {"salt": "0x" + SALT.hex(), "task": TASK},
+            "task": {
+                "salt": "0x" + SALT.hex(),
+                "task": TASK,
+                "withdraw_delay_s": 0,
+                "channel_salt": "0x" + "00" * 32,
+            },
             "result": {
                 "salt": "0x" + SALT.hex(),
                 "result": RESULT,

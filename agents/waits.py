@@ -1,0 +1,68 @@
+"""Whoever waits for a purchase: how he looks at it, and what he is told at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+from coase.protocol.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coase.protocol.session import Thread
+
+    from .buyer import Ask
+    from .job import Shown
+
+
+@dataclass(frozen=True, slots=True)
+class Eyes:
+    """How a buyer looks at what it buys: at the result, at the text before it, at the deal."""
+
+    fault: Callable[[str], str | None] | None = None
+    on_text: Callable[[str], None] | None = None
+    on_agreed: Callable[[Thread], None] | None = None
+
+
+@dataclass(slots=True)
+class Wait:
+    """Somebody who waits for the end of a purchase."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    thread: Thread | None = None
+    deal: str = ""
+    why: str = ""
+    shown: Shown | None = None
+    on_agreed: Callable[[Thread], None] | None = None
+
+    def end(self, ask: Ask) -> None:
+        """Take note that the request is over."""
+        self.thread, self.why = ask.outcome, ask.why
+        self.done.set()
+
+    def resume(self, thread: Thread | None) -> None:
+        """Take up a purchase of an earlier life, whose result may be there already."""
+        if thread is not None and thread.verdict:
+            self.thread = thread
+            self.done.set()
+
+
+def is_decided(kind: str, thread: Thread) -> bool:
+    """Return whether a notice says that a buyer has found a result good, or not."""
+    if kind == "said:voucher":
+        return thread.result is not None and thread.verdict == "good"
+    return kind in ("said:settle", "bad_result")
+
+
+def why_not(wait: Wait, thread: Thread | None) -> str:
+    """Return why nothing good was bought, for people."""
+    if thread is not None and thread.verdict not in ("", "good"):
+        return f"the result was refused: {thread.verdict}"
+    if thread is not None and thread.state is State.REFUNDED:
+        return f"the price came back: {thread.why}"
+    if wait.why == "nobody made an offer":
+        return "nobody made an offer (nobody sells it here, or not within the time to deliver)"
+    return wait.why or "nobody made an acceptable offer"
