@@ -35,6 +35,7 @@ from coase.protocol.errors import BudgetExhausted, ComputeFailed, DealFailed
 from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
+from .explain import Attempt
 from .gate import Gate, Limits, guess_tokens
 from .ports import (
     Chunk,
@@ -48,9 +49,12 @@ from .ports import (
     check_texts,
     failed,
 )
+from .routing import RouteBook
+from .scout import Scout
+from .ways import Size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from coase.agents.agent import Agent, Purchase
     from coase.agents.wares import Inference
@@ -74,7 +78,10 @@ STALL_MAX_S: Final = 10
 DEAL_MAX_S: Final = 30
 DECIDE_AFTER_MS: Final = 300  # A person waits for the first word.
 REPLY_WITHIN_MS: Final = 5_000  # Then nobody sells it.
-MODELS_AGE_MAX_S: Final = 30
+BIDS_READ_MAX: Final = 16  # Of those that come until the round closes.
+REFUSED: Final = "the result was refused"
+"""How the reason begins why a deal failed whose result was not accepted."""
+ASKED_REPLY_MS: Final = 1_500  # Chosen sellers that are silent for so long are not there.
 # A text that begins as the answer did, for so long, is the answer from its beginning.
 SEAM_MIN_CHARS: Final = 8
 LIMITS: Final = Limits(
@@ -82,6 +89,24 @@ LIMITS: Final = Limits(
     first_chunk_max_s=SELLERS_MAX * (DEAL_MAX_S + DELIVER_WITHIN_S),
     next_chunk_max_s=SELLERS_MAX * (DEAL_MAX_S + DELIVER_WITHIN_S),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """From whom one answer may be bought, and from whom it had best be."""
+
+    asked: tuple[str, ...] = ()
+    """Asked first, and alone; if none of them offers, everybody is who is allowed."""
+    allowed: frozenset[str] | None = None
+    """Nobody else ever gets the prompt; None allows everybody."""
+    banned: frozenset[str] = frozenset()
+    most_units: int | None = None
+    """The highest price of it all, if it is less than the market's own."""
+    begun: str = ""
+    """How the answer begins already: it goes on from there."""
+
+
+ANYBODY: Final = Pick()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +160,11 @@ class MarketCompute(Compute):
         decide_after_ms: int = DECIDE_AFTER_MS,
         reply_within_ms: int = REPLY_WITHIN_MS,
         limits: Limits | None = None,
+        book: RouteBook | None = None,
     ) -> None:
         self.agent, self.max_price = agent, max_price
+        self.book = book if book is not None else RouteBook()
+        self.scout = Scout(agent, self.book, most_units=lambda: self.most_units)
         self.deliver_within_s, self.stall_max_s = deliver_within_s, stall_max_s
         self.decide_after_ms, self.reply_within_ms = decide_after_ms, reply_within_ms
         limits = limits or LIMITS
@@ -144,8 +172,6 @@ class MarketCompute(Compute):
         silence_s = max(LIMITS.first_chunk_max_s, limits.first_chunk_max_s)
         limits = replace(limits, first_chunk_max_s=silence_s, next_chunk_max_s=silence_s)
         self._gate = Gate(self.name, limits)
-        self._models: list[ModelInfo] = []
-        self._models_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -154,15 +180,7 @@ class MarketCompute(Compute):
 
     async def models(self) -> list[ModelInfo]:
         """Return what sellers say they have, by name; heard at most half a minute ago."""
-        now_s = time.monotonic()
-        if self._models_s is None or now_s - self._models_s > MODELS_AGE_MAX_S or not self._models:
-            if self.agent.node is None:
-                raise failed("nothing can be bought", why="the agent has no place", todo="Add it")
-            found = await self.agent.node.discover(self.agent, "inference")
-            names = {name for _, description in found for name in description.models}
-            self._models = [ModelInfo(name=name) for name in sorted(names)]
-            self._models_s = now_s
-        return list(self._models)
+        return await self.scout.models()
 
     async def estimate(self, prompt: Prompt) -> Estimate:
         """Return a guess from the prompt's size and the purchases so far; asks nobody."""
@@ -178,7 +196,35 @@ class MarketCompute(Compute):
         :raises BudgetExhausted: if the budget, or the prompt's highest price, does not cover it
         :raises ComputeFailed: if nobody sells it, or nobody delivered
         """
-        return self._gate.run(prompt, lambda: _Call(self, prompt).run())
+        return self.call(prompt, ANYBODY).stream()
+
+    def call(self, prompt: Prompt, pick: Pick) -> MarketCall:
+        """Return a call that buys one answer from those that ``pick`` names, once it is streamed.
+
+        It tells, while it is streamed and afterwards, from whom and for how much.
+        """
+        return MarketCall(self, prompt, pick)
+
+    @property
+    def asset(self) -> Asset:
+        """What is paid in.
+
+        :raises ComputeFailed: if the agent has no place in a node
+        """
+        if self.agent.node is None:
+            raise failed("nothing can be bought", why="the agent has no place", todo="Add it")
+        return self.agent.node.settlement.asset
+
+    @property
+    def most_units(self) -> int:
+        """The highest price of one prompt."""
+        return self.asset.money(self.max_price).units
+
+    def gated(
+        self, prompt: Prompt, open_stream: Callable[[], AsyncGenerator[Chunk, None]]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield what ``open_stream`` yields, when it is its turn."""
+        return self._gate.run(prompt, open_stream)
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
         """Buy a vector for each of ``texts``, from another seller where the first one fails.
@@ -219,41 +265,65 @@ class MarketCompute(Compute):
         return Embeddings(vectors=vectors, model=made.model, usage=usage)
 
     async def close(self) -> None:
-        """Do nothing: the agent and its node belong to the caller."""
+        """Listen no more to offers; the agent and its node belong to the caller."""
+        await self.scout.close()
 
 
-class _Call:
+class MarketCall:
     """One prompt, and the purchases that it takes."""
 
-    def __init__(self, market: MarketCompute, prompt: Prompt) -> None:
-        self._market, self._prompt = market, prompt
+    def __init__(self, market: MarketCompute, prompt: Prompt, pick: Pick = ANYBODY) -> None:
+        self._market, self._prompt, self._pick = market, prompt, pick
         # One seed for all sellers: the same engine then gives the same text again.
         chance = secrets.randbelow(SEED_SPACE) if prompt.temperature else 0
         self._seed = prompt.seed if prompt.seed is not None else chance
-        self._shown = ""
+        self._shown = pick.begun
         self._thought = ""
         self._bought: list[Bought] = []
-        self._blocked: set[str] = set()
+        self._blocked: set[str] = set(pick.banned)
+        self._asked = frozenset(pick.asked) - pick.banned
         self._begun_ns = time.monotonic_ns()
+        self.attempts: list[Attempt] = []
+        """What came of each seller so far."""
+
+    @property
+    def bought(self) -> tuple[Bought, ...]:
+        """The deals that it took so far, the present one last."""
+        return tuple(self._bought)
+
+    def stream(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer, when it is its turn; raises what the market's ``stream`` raises."""
+        return self._market.gated(self._prompt, self.run)
+
+    def _readers(self) -> frozenset[str]:
+        """Return who may offer now; nobody in particular where everybody may.
+
+        :raises ComputeFailed: if nobody may
+        """
+        if self._asked:
+            return self._asked
+        allowed = self._pick.allowed
+        if allowed is None:
+            return frozenset()
+        if left := allowed - self._blocked:
+            return left
+        raise failed("nobody is left to ask", why="none of those allowed delivered", todo="Wait")
 
     async def run(self) -> AsyncGenerator[Chunk, None]:
         """Yield the whole answer, whatever sellers it takes."""
         why: Exception | None = None
-        for _ in range(SELLERS_MAX):
+        tries = 0
+        while tries < SELLERS_MAX:
             tokens_left = self._prompt.max_tokens - _tokens(self._shown)
             if self._shown and tokens_left < 1:
                 yield self._last(None, "")
                 return
             # What a schema binds cannot be gone on with: the grammar begins where the seller does.
             anew = self._prompt.response_schema is not None
-            order = task_of(
-                self._prompt,
-                seed=self._seed,
-                begun="" if anew else self._shown,
-                max_tokens=self._prompt.max_tokens if anew else tokens_left,
-            )
             seam, reading = _Seam(self._shown, anew=anew), Reading()
-            purchase = _Purchase(self._market, order, self._left(), frozenset(self._blocked))
+            purchase, chosen = self._purchase(tokens_left, anew=anew), bool(self._asked)
+            self._asked = frozenset()
+            bad = False
             try:
                 while (part := await purchase.next()) is not None:
                     shown = reading.take(part)
@@ -269,30 +339,102 @@ class _Call:
                 delivered = purchase.result()
                 rest = seam.rest_of(delivered.text)
                 if rest is not None:
+                    self._learn(purchase, delivered=delivered)
                     yield self._last(delivered, rest)
                     return
                 why = ComputeFailed(f"{purchase.seller} delivered another text than it showed")
+                bad = True
             except _Unfit as error:
-                why = error
+                why, bad = error, True
             except DealFailed as error:
                 self._note(purchase, failure=error)
-                if not purchase.seller:
+                if not purchase.seller and not chosen:
                     raise self._nobody(error) from error
-                why = error
+                why, bad = error, error.why.startswith(REFUSED)
             except TimeoutError:
                 why = ComputeFailed(f"{purchase.seller or 'the market'} fell silent")
             finally:
                 await purchase.leave()
-            self._blocked.add(purchase.seller)
+                self._learn(purchase, why=str(why or ""), bad=bad)
+            if purchase.seller:
+                tries += 1
+                self._blocked.add(purchase.seller)
             log.warning("going on with another seller: %s", why)
         raise failed("no seller delivered", why=str(why), todo="Ask again later") from why
+
+    def _purchase(self, tokens_left: int, *, anew: bool) -> _Purchase:
+        """Return the next purchase, begun."""
+        order = task_of(
+            self._prompt,
+            seed=self._seed,
+            begun="" if anew else self._shown,
+            max_tokens=self._prompt.max_tokens if anew else tokens_left,
+        )
+        return _Purchase(
+            self._market,
+            order,
+            self._left(),
+            blocked=frozenset(self._blocked),
+            allowed=self._readers(),
+            chosen=bool(self._asked),
+        )
+
+    def _learn(
+        self,
+        purchase: _Purchase,
+        *,
+        delivered: Delivered | None = None,
+        why: str = "",
+        bad: bool = False,
+    ) -> None:
+        """Take into the book, once, what came of a purchase that came to a deal."""
+        bought, book, now_ms = purchase.bought(), self._market.book, time.time_ns() // 1_000_000
+        if bought is None or purchase.learnt:
+            return
+        purchase.learnt = True
+        seller, model = bought.seller, bought.model
+        took_us = purchase.elapsed_us()
+        first_us = purchase.first_us
+        outcome = "too late"
+        book.left(seller, model, now_ms=now_ms)
+        if delivered is not None:
+            outcome = "answered"
+            size = Size(delivered.input_tokens, delivered.output_tokens)
+            book.delivered(
+                seller, model, size, first_us=first_us or took_us, took_us=took_us, now_ms=now_ms
+            )
+            book.checked(seller, model, good=True, now_ms=now_ms)
+        elif why:
+            outcome = "failed"
+            book.failed(seller, model, lost_us=took_us, now_ms=now_ms)
+            if bad:
+                book.checked(seller, model, good=False, now_ms=now_ms)
+        elif not first_us:
+            book.late(seller, model, took_us, now_ms=now_ms)
+        kept = next((b for b in self._bought if b.deal == bought.deal), bought)
+        self.attempts.append(
+            Attempt(
+                seller=seller,
+                place=self._market.scout.place_of(seller),
+                model=model,
+                outcome=outcome,
+                why=why,
+                deal=bought.deal,
+                first_ms=first_us // 1_000 if first_us else None,
+                took_ms=took_us // 1_000,
+                price_units=bought.price_units,
+                paid_units=kept.paid_units if outcome != "answered" else bought.paid_units,
+            )
+        )
 
     def _left(self) -> int:
         """Return what this prompt may still cost.
 
         :raises BudgetExhausted: if that is nothing
         """
-        most = self._asset().money(self._market.max_price).units
+        most = self._market.most_units
+        if self._pick.most_units is not None:
+            most = min(most, self._pick.most_units)
         gone = sum(self._cost(deal) for deal in self._bought)
         if most - gone < 1:
             raise BudgetExhausted(limit="price of one prompt", asked_units=1, left_units=0)
@@ -301,11 +443,6 @@ class _Call:
     def _cost(self, bought: Bought) -> int:
         """Return what a deal costs at most: its price, unless more is known."""
         return bought.price_units if bought.paid_units is None else bought.paid_units
-
-    def _asset(self) -> Asset:
-        node = self._market.agent.node
-        assert node is not None
-        return node.settlement.asset
 
     def _check_length(self, text: str) -> None:
         length = len(self._shown) + len(self._thought) + len(text)
@@ -323,12 +460,13 @@ class _Call:
         self._bought.append(bought)
 
     def _last(self, delivered: Delivered | None, rest: str) -> Chunk:
-        before = len(self._bought) > 1 and bool(self._shown)
+        begun = len(self._pick.begun)
+        before = len(self._bought) > 1 and len(self._shown) > begun
         tokens = delivered.output_tokens if delivered is not None else 0
         if before:  # What earlier sellers wrote; nobody delivered a count of it.
             own = len(delivered.text) if delivered is not None else 0
             earlier = max(len(self._shown) + len(rest) - own, 0)
-            tokens += _tokens(self._shown[:earlier])
+            tokens += _tokens(self._shown[begun:earlier])
         duration_ms = (time.monotonic_ns() - self._begun_ns) // 1_000_000
         reason: DoneReason = "length"
         thinking = ""
@@ -366,16 +504,28 @@ class _Purchase:
     """One purchase that runs beside its reader."""
 
     def __init__(
-        self, market: MarketCompute, order: Inference, most_units: int, blocked: frozenset[str]
+        self,
+        market: MarketCompute,
+        order: Inference,
+        most_units: int,
+        *,
+        blocked: frozenset[str],
+        allowed: frozenset[str],
+        chosen: bool,
     ) -> None:
-        self._market = market
+        self._market, self._blocked, self._allowed = market, blocked, allowed
+        self._chosen = chosen
+        self._begun_ns = time.monotonic_ns()
+        self.first_us = 0
+        """When it showed the first of its text; 0 while it did not."""
+        self.learnt = False
         self._within_s = market.deliver_within_s + order.max_tokens // TOKENS_PER_S_MIN
         self._parts: asyncio.Queue[str | None] = asyncio.Queue()
         self._thread: Thread | None = None
         self._shown = False
         self._ended = False
         # Whoever reads owns it, and takes it away in ``leave``.
-        self._task = asyncio.create_task(self._buy(order, most_units, blocked))
+        self._task = asyncio.create_task(self._buy(order, most_units))
 
     @property
     def seller(self) -> str:
@@ -392,8 +542,14 @@ class _Purchase:
             silence_s = self._market.stall_max_s
         async with asyncio.timeout(silence_s):
             part = await self._parts.get()
+        if not self._shown and part is not None:
+            self.first_us = max(self.elapsed_us(), 1)
         self._shown = True
         return part
+
+    def elapsed_us(self) -> int:
+        """Return how long it has taken so far."""
+        return (time.monotonic_ns() - self._begun_ns) // 1_000
 
     def result(self) -> Delivered:
         """Return what was delivered; raises what the purchase raised."""
@@ -424,10 +580,11 @@ class _Purchase:
         if not self._task.cancelled():
             self._task.exception()  # Looked at, so that nobody complains that none did.
 
-    async def _buy(
-        self, order: Inference, most_units: int, blocked: frozenset[str]
-    ) -> Purchase[Delivered]:
+    async def _buy(self, order: Inference, most_units: int) -> Purchase[Delivered]:
         agent, market = self._market.agent, self._market
+        reply_ms, bids_max = market.reply_within_ms, BIDS_READ_MAX
+        if self._chosen:  # No more offers than theirs are waited for.
+            reply_ms, bids_max = min(reply_ms, ASKED_REPLY_MS), len(self._allowed)
         assert agent.node is not None
         size = len(order.model_dump_json().encode())
         try:
@@ -442,8 +599,10 @@ class _Purchase:
                 output_max=order.max_tokens,
                 features={"bytes": size},
                 decide_after_ms=market.decide_after_ms,
-                reply_within_ms=market.reply_within_ms,
-                blocked=blocked,
+                reply_within_ms=reply_ms,
+                blocked=self._blocked,
+                allowed=self._allowed,
+                bids_max=bids_max,
                 on_text=self._parts.put_nowait,
                 on_agreed=self._agreed,
             )
@@ -452,6 +611,8 @@ class _Purchase:
 
     def _agreed(self, thread: Thread) -> None:
         self._thread = thread
+        model, now_ms = thread.agreed_terms.work.model, time.time_ns() // 1_000_000
+        self._market.book.began(thread.counterparty, model, now_ms=now_ms)
 
 
 def _fault(made: Vectors, texts: int) -> str | None:

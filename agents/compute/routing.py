@@ -242,6 +242,13 @@ class RouteBook:
             way.failed(lost_us=lost_us, now_ms=now_ms)
             self._changed(way, now_ms)
 
+    def late(self, seller: str, model: str, waited_us: int, *, now_ms: int) -> None:
+        """Take note that the first token did not come for so long; another one was quicker."""
+        way = self._ways.get((seller, model))
+        if way is not None:
+            way.late(waited_us)
+            self._changed(way, now_ms)
+
     def checked(self, seller: str, model: str, *, good: bool, now_ms: int) -> None:
         """Take note that an answer was checked; bad is one that counts too much, too."""
         way = self._ways.get((seller, model))

@@ -250,6 +250,10 @@ class Way:
             self.token_us = mixed(self.token_us, max(took_us - first_us, 0) // (size.output - 1))
         self.seen += 1
 
+    def late(self, waited_us: int) -> None:
+        """Take note that the first token takes longer than that."""
+        self.first_us = max(mixed(self.first_us, waited_us), self.first_us)
+
     def failed(self, *, lost_us: int, now_ms: int) -> None:
         """Take note that nothing came, after so long."""
         self._age(now_ms)

@@ -1,0 +1,205 @@
+"""What an agent hears of the sellers of inference, taken into the book by which calls are routed.
+
+It asks who sells, keeps the answers for half a minute, and listens to every offer that its agent
+is made: whatever it asked for, an offer tells a price and how far away its seller is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from coase.protocol.errors import ConfigurationError, WorldError
+from coase.protocol.states import Role
+
+from .ports import ModelInfo, failed
+from .ways import Listing, Place, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coase.agents.agent import Agent
+    from coase.agents.steps import Notice
+    from coase.protocol.messages import Description
+    from coase.protocol.session import Thread
+    from coase.protocol.types import AgentId, Asset
+
+    from .routing import RouteBook
+
+log = logging.getLogger(__name__)
+
+WARE: Final = "inference"
+MODELS_AGE_MAX_S: Final = 30
+# Older than that nobody decides by it: whoever asks then waits for the answers.
+MODELS_STALE_MAX_S: Final = 150
+# Asking, bargaining, agreeing and locking come before the first token of what is bought.
+DEAL_GUESS_US: Final = 1_500_000
+_NUMBER: Final = r"(\d+(?:\.\d+)?)"
+_PER_TASK: Final = re.compile(rf"{_NUMBER} a task")
+_PER_SECOND: Final = re.compile(rf"{_NUMBER} a second")
+_PER_MILLION: Final = re.compile(
+    rf"{_NUMBER} in(?:, {_NUMBER} cached)?, {_NUMBER} out, a million tokens"
+)
+
+
+class Scout:
+    """Keeps the part of a route book that is about the market."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        book: RouteBook,
+        *,
+        most_units: Callable[[], int],
+        place_of: Callable[[AgentId], Place] = lambda seller: Place.MARKET,
+    ) -> None:
+        self.agent, self.book, self.place_of = agent, book, place_of
+        self._most_units = most_units
+        self._heard_s: float | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._listens = False
+
+    def names(self) -> list[str]:
+        """Return the models that somebody sold when he was heard last, by name; asks nobody."""
+        found = {way.listing.model for way in self.book if way.listing.place is not Place.HERE}
+        return sorted(found - {""})
+
+    async def models(self) -> list[ModelInfo]:
+        """Return what sellers say they have, by name; heard at most half a minute ago.
+
+        :raises ComputeFailed: if the agent has no place in a node
+        """
+        await self.look(MODELS_AGE_MAX_S)
+        return [ModelInfo(name=name) for name in self.names()]
+
+    async def look(self, age_max_s: float = MODELS_STALE_MAX_S) -> None:
+        """Return once the book is no older than that; what is older is asked for meanwhile.
+
+        :raises ComputeFailed: if the agent has no place in a node
+        """
+        if self.agent.node is None:
+            raise failed("nothing can be bought", why="the agent has no place", todo="Add it")
+        self._listen()
+        now_s = time.monotonic()
+        age_s = now_s - self._heard_s if self._heard_s is not None else None
+        if age_s is not None and age_s <= MODELS_AGE_MAX_S and self.names():
+            return
+        if self._asking is None or self._asking.done():
+            # Held here, and ended with ``close``.
+            self._asking = asyncio.create_task(self._ask())
+        if age_s is None or age_s > age_max_s or not self.names():
+            await asyncio.shield(self._asking)
+
+    async def close(self) -> None:
+        """Ask and listen no more. Safe to repeat."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait((self._asking,))
+        if self._listens and self.agent.node is not None:
+            self.agent.node.runtime.observers.remove(self._observe)
+            self._listens = False
+
+    async def _ask(self) -> None:
+        node = self.agent.node
+        assert node is not None
+        try:
+            found = await node.discover(self.agent, WARE)
+        except WorldError as error:  # The next one to look asks again.
+            log.warning("sellers could not be asked: %s", error)
+            return
+        now_ms, asset = _now_ms(), node.settlement.asset
+        for seller, description in found:
+            self._described(seller, description, asset, now_ms)
+        self._heard_s = time.monotonic()
+
+    def _described(
+        self, seller: AgentId, description: Description, asset: Asset, now_ms: int
+    ) -> None:
+        names = set(description.models) or {""}
+        held = {each.listing.model for each in self.book if each.listing.seller == seller}
+        for name in held - names:
+            self.book.drop(seller, name)
+        rates = listed_rates(description.price, asset)
+        for name in names:
+            way = self.book.way(seller, name)
+            # Who does not tell a price, and has made no offer, is taken to ask the most.
+            known = (
+                way.listing
+                if way is not None
+                else Listing(
+                    seller=seller,
+                    place=Place.MARKET,
+                    model=name,
+                    fixed_units=0 if rates else self._most_units(),
+                    first_us=DEAL_GUESS_US,
+                )
+            )
+            listing = replace(known, place=self.place_of(seller), **rates)
+            self.book.learn(listing, now_ms=now_ms)
+
+    def _listen(self) -> None:
+        if not self._listens and self.agent.node is not None:
+            self.agent.node.runtime.observers.append(self._observe)
+            self._listens = True
+
+    def _observe(self, me: AgentId, notice: Notice) -> None:
+        thread = notice.thread
+        if notice.kind != "heard:offer" or thread is None or thread.side is not Role.BUYER:
+            return
+        seat = self.agent.seat
+        if seat is None or me != seat.desk.me or not thread.request.capability.startswith(WARE):
+            return
+        self._offered(thread)
+
+    def _offered(self, thread: Thread) -> None:
+        """Learn from an offer what is asked, and from the first one of a thread how far it is."""
+        terms, request, now_ms = thread.agreed_terms, thread.request, _now_ms()
+        seller, work = thread.counterparty, terms.work
+        way = self.book.way(seller, work.model)
+        if way is None:
+            fixed = work.pricing == "fixed"
+            listing = Listing(
+                seller=seller,
+                place=self.place_of(seller),
+                model=work.model,
+                fixed_units=terms.price_units if fixed else 0,
+                input_units=work.input_price_units,
+                cached_units=work.cached_input_price_units,
+                output_units=work.output_price_units,
+                second_units=work.second_price_units,
+                first_us=DEAL_GUESS_US,
+            )
+            self.book.learn(listing, now_ms=now_ms)
+        size = Size(request.input_max, request.output_max)
+        self.book.offered(seller, work.model, terms.price_units, size, now_ms=now_ms)
+        buying = self.agent.buying
+        ask = buying.asks.get(thread.request_id) if buying is not None else None
+        if ask is not None and ask.sent == 1 and len(thread.history) == 1:
+            away_us = max(now_ms - ask.opened_ms, 1) * 1_000
+            self.book.measured(seller, away_us, now_ms=now_ms)
+
+
+def listed_rates(price: str, asset: Asset) -> dict[str, Any]:
+    """Return the rates that a description's price says; none if it cannot be read."""
+    try:
+        if found := _PER_TASK.fullmatch(price):
+            return {"fixed_units": asset.money(found[1]).units}
+        if found := _PER_SECOND.fullmatch(price):
+            return {"second_units": asset.money(found[1]).units}
+        if found := _PER_MILLION.fullmatch(price):
+            return {
+                "input_units": asset.money(found[1]).units,
+                "cached_units": asset.money(found[2] or found[1]).units,
+                "output_units": asset.money(found[3]).units,
+            }
+    except ConfigurationError:  # Finer than the asset, or too large for it.
+        return {}
+    return {}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
