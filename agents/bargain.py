@@ -178,8 +178,7 @@ class SellerBargain:
             return None
         if request.model and self._model and request.model != self._model:
             return None
-        load_permille = 1_000 * load // max(self._capacity, 1)
-        tariff = self._price.asked(self._asset, load_permille=load_permille)
+        tariff = self._asked(request, load)
         cap = self._cap(tariff, request)
         if cap <= 0:
             return None
@@ -195,6 +194,11 @@ class SellerBargain:
             pricing=tariff.pricing,
             metered=_metered(tariff),
         )
+
+    def _asked(self, request: Request, load: int) -> Tariff:
+        """Return what to ask now, with ``load`` jobs under way or promised."""
+        load_permille = 1_000 * load // max(self._capacity, 1)
+        return self._price.asked(self._asset, load_permille=load_permille)
 
     def _within_s(self, request: Request) -> int:
         """Return how long the work that ``request`` asks for may take us."""

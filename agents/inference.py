@@ -13,9 +13,12 @@ import functools
 import json
 import math
 import struct
+import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
+
+from coase.protocol.errors import ComputeFailed
 
 from .agent import Agent
 from .bargain import SellerBargain
@@ -37,7 +40,7 @@ from .transcript import clean
 from .wares import Called, Completion, Embedding, Function, Inference, Turn, Vectors
 
 if TYPE_CHECKING:
-    from coase.negotiation.pricing import Price
+    from coase.negotiation.pricing import Price, Tariff
     from coase.protocol.messages import Request
 
     from .bargain import Style
@@ -50,6 +53,8 @@ SEED_SPACE: Final = 2**31
 READ_SHARE: Final = 5
 PROBE: Final = Prompt.ask("Count from one to ten in words.", max_tokens=24)
 PERMILLE: Final = 1_000
+NS_PER_MS: Final = 1_000_000
+LOAD_GUESS_BYTES_PER_MS: Final = 500_000  # A laptop's SSD reads 0.5 GB a second.
 # Models cut a picture into so many patches at most; what it takes is seldom half of it.
 IMAGE_TOKENS_MAX: Final = 4_096
 _THINKING: Final[dict[str, Thinking]] = {
@@ -69,8 +74,15 @@ class Stock:
 
     models: list[ModelInfo] = field(default_factory=list)
     token_us: int = 0
-    """For each token written, with its share of the reading; 0 if nothing was measured."""
+    """For each token written by the first model, with its share of the reading; 0 if nothing was
+    measured."""
     concurrency: int = 4
+    paces: dict[str, int] = field(default_factory=dict)
+    """The same for each model that was seen to write."""
+    loading_ms: dict[str, int] = field(default_factory=dict)
+    """How long a model took until it was ready, where that was seen."""
+    away: str = ""
+    """Why the engine cannot be asked now; nothing is offered then."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,21 +109,78 @@ class Stock:
         self.models = await compute.models()
         if self.models and not self.names:
             return  # It only embeds, and nothing that it writes can be timed.
+        begun_ns = time.monotonic_ns()
         async with aclosing(compute.stream(PROBE)) as chunks:
             async for chunk in chunks:
                 if chunk.usage is not None:
-                    self.learn(chunk.usage)
+                    elapsed_ms = (time.monotonic_ns() - begun_ns) // NS_PER_MS
+                    self.learn(chunk.usage, elapsed_ms=elapsed_ms)
 
-    def learn(self, usage: Usage) -> None:
-        """Take a finished answer into the average."""
+    async def refresh(self, compute: Compute) -> bool:
+        """Ask again what the engine has and has loaded; return whether other models are there."""
+        try:
+            models = await compute.models()
+        except ComputeFailed as error:
+            self.away = str(error)
+            return False
+        before, self.models, self.away = [info.name for info in self.models], models, ""
+        return before != [info.name for info in models]
+
+    def learn(self, usage: Usage, *, model: str = "", elapsed_ms: int = 0) -> None:
+        """Take a finished answer of a model, else of the first one, into the average.
+
+        ``elapsed_ms`` is what it took in all: where the model was not loaded, the rest was that.
+        """
         read = max(usage.input_tokens - usage.cached_input_tokens, 0)
         now_us = usage.duration_ms * 1_000 // max(usage.output_tokens + read // READ_SHARE, 1)
-        self.token_us = (3 * self.token_us + now_us) // 4 if self.token_us else now_us
+        first = self.names[0] if self.names else ""
+        model = model or first
+        if self.loads_ms(model):
+            # What waited in a queue as well took longer than the loading alone.
+            rest_ms = max(elapsed_ms - usage.duration_ms, 0)
+            self.loading_ms[model] = min(rest_ms, self.loading_ms.get(model, rest_ms))
+            self.models = [
+                replace(info, loaded=True) if info.name == model else info for info in self.models
+            ]
+        before = self.paces.get(model, self.token_us if model == first else 0)
+        self.paces[model] = (3 * before + now_us) // 4 if before else now_us
+        if model == first:
+            self.token_us = self.paces[model]
 
-    def expected_ms(self, *, input_tokens: int, output_tokens: int, load: int) -> int:
+    def pace_us(self, model: str = "") -> int:
+        """Return how long a model takes for a token.
+
+        One that was not seen to write takes as much longer than the first as it is larger.
+        """
+        pace = self.paces.get(model)
+        if pace is not None or not model:
+            return pace if pace is not None else self.token_us
+        sizes = {info.name: info.size_bytes for info in self.models}
+        own, first = sizes.get(model, 0), sizes.get(self.names[0], 0) if self.names else 0
+        return self.token_us * own // first if own and first else self.token_us
+
+    def loads_ms(self, model: str = "") -> int:
+        """Return how long it takes until a model is loaded; 0 if it is, or nobody says."""
+        info = self._find(model)
+        if info is None or info.loaded is not False:
+            return 0
+        return self.loading_ms.get(info.name, info.size_bytes // LOAD_GUESS_BYTES_PER_MS)
+
+    def holds(self, input_tokens: int, model: str = "") -> bool:
+        """Return whether a model's context takes so many tokens, as far as that is known."""
+        info = self._find(model)
+        return info is None or not info.context_tokens or input_tokens < info.context_tokens
+
+    def expected_ms(
+        self, *, input_tokens: int, output_tokens: int, load: int, model: str = ""
+    ) -> int:
         """Return how long such an answer takes, behind or beside ``load`` others."""
         turns = load // self.concurrency + 1
-        return turns * (output_tokens + input_tokens // READ_SHARE) * self.token_us // 1_000
+        own_us = (output_tokens + input_tokens // READ_SHARE) * self.pace_us(model)
+        return turns * own_us // 1_000 + self.loads_ms(model)
+
+    def _find(self, model: str) -> ModelInfo | None:
+        return next((info for info in self.models if not model or info.name == model), None)
 
 
 class InferenceBargain(SellerBargain):
@@ -128,19 +197,28 @@ class InferenceBargain(SellerBargain):
         """Return the list price with the mark-up for load, or None if it cannot be done so."""
         embeds = request.capability.startswith("embedding-")
         names = self._stock.embedders if embeds else self._stock.names
-        if request.model and names and request.model not in names:
+        if self._stock.away or (request.model and names and request.model not in names):
             return None
+        model = request.model or (names[0] if names else "")
+        # The most that it may be, which is about twice of what it is.
+        input_tokens = request.input_max // 2
         expected_ms = self._stock.expected_ms(
-            # The most that it may be, which is about twice of what it is.
-            input_tokens=request.input_max // 2,
-            output_tokens=request.output_max,
-            load=load,
+            input_tokens=input_tokens, output_tokens=request.output_max, load=load, model=model
         )
         if expected_ms > request.deliver_within_s * 1_000:
             return None
+        if not self._stock.holds(input_tokens, model):
+            return None
         quote = super().quote(request, buyer, load=load, now_ms=now_ms)
-        model = request.model or (names[0] if names else "")
         return None if quote is None else replace(quote, model=model)
+
+    def _asked(self, request: Request, load: int) -> Tariff:
+        return self._price.asked(
+            self._asset,
+            load_permille=PERMILLE * load // self._stock.concurrency,
+            waiting=load - self._stock.concurrency,
+            cold=self._stock.loads_ms(request.model) > 0,
+        )
 
     def _within_s(self, request: Request) -> int:
         return request.deliver_within_s
@@ -182,10 +260,12 @@ def inference_agent(
     )
     async def infer(task: Inference, job: Job) -> Completion:
         # How many parts are shown depends on the clock, and each draws an id by chance.
+        begun_ns = time.monotonic_ns()
         written = await job.complete(prompt_of(task), show=not by_rounds)
         names = stock.names if stock is not None else ()
         if stock is not None:
-            stock.learn(written.usage)
+            elapsed_ms = (time.monotonic_ns() - begun_ns) // NS_PER_MS
+            stock.learn(written.usage, model=task.model, elapsed_ms=elapsed_ms)
         model = task.model or (names[0] if names else job.agent.compute.name)
         return completion_of(written, model=model)
 
