@@ -19,6 +19,7 @@ from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
 from .beside import Beside, open_beside
 from .buyer import BuyerDesk, DeclineAll
+from .collector import COIN_UNITS, LOCAL_CLAIMS, PUBLIC_CLAIMS, Collector
 from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
@@ -95,10 +96,20 @@ class Node:
         self.transport, self.seed, self.compute = transport, seed, compute
         self.runtime = Runtime(transport, settlement, journal)
         self.runtime.channels = self.channels
+        self.collector = self._collector()
         self._chance, self._margins = chance, margins
         self.agents: list[Agent] = []
         self.budgets = Budgets(settlement.asset, swarm=budget, directory=directory)
         """``budget`` binds all agents together; the owner's word in ``directory`` goes over it."""
+
+    def _collector(self) -> Collector | None:
+        """Return what claims for the agents; where gas is free, by time and not by its price."""
+        if self.channels is None:
+            return None
+        local = self.network.faucet
+        policy = LOCAL_CLAIMS if local else PUBLIC_CLAIMS
+        coin_units = 0 if local else COIN_UNITS
+        return Collector(self.runtime, self.channels, policy=policy, coin_units=coin_units)
 
     async def add(self, agent: Agent, *, identity: Identity | None = None) -> Agent:
         """Give ``agent`` its key and its place; from now on it is found and can buy.
@@ -307,6 +318,8 @@ async def running(node: Node) -> AsyncIterator[Node]:
             ready = anyio.Event()
             group.start_soon(_run, node.runtime, ready)
             await ready.wait()
+            if node.collector is not None:
+                group.start_soon(supervise, "collector", node.collector.run)
             try:
                 yield node
             finally:

@@ -51,6 +51,7 @@ LOCAL_DELAY_S: Final = 900  # The shortest that the contract takes.
 DEPOSIT_DEALS: Final = 20
 """A deposit covers so many deals of the price at hand: it costs as much gas as six claims."""
 CHANNELS_MAX: Final = 10_000  # With different agents; a view of each is asked for when it is used.
+IDLE_S: Final = 5  # The next deal of a busy pair comes sooner: then one claim is enough for both.
 DEPOSIT_PAUSE_MS: Final = 2_000
 READY: Final = JobView(Phase.WORKING)
 
@@ -172,7 +173,7 @@ class Streams:
             end = line.seller
             if end is None or end.view is None or (claim := end.claim) is None:
                 continue
-            ended = not end.streams and now_s > line.used_s
+            ended = not end.streams and now_s > line.used_s + IDLE_S
             found.append(Claimable(claim, end.view, line.since_s or now_s, ended=ended))
         return found
 
@@ -207,7 +208,7 @@ class Streams:
         if line is None:
             view = self._views.get(channel_id)
             if view is None:
-                self._want(channel_id)
+                self.want(channel_id)
                 return
             if view.balance_units or view.claimed_units or view.refund_nonce:
                 # Of another life, whose journal is lost: what we signed there nobody knows.
@@ -217,7 +218,7 @@ class Streams:
             line = self._open(channel_id, config, view, step, now_ms=now_ms)
         end = line.buyer
         if end is None or end.view is None:
-            self._want(channel_id)
+            self.want(channel_id)
             return
         room = self._room(thread, end.view.solid_units - end.signed_units)
         if room >= price:
@@ -287,7 +288,7 @@ class Streams:
             deposit = line.deposit
             if deposit is None or deposit.effect_id != effect_id:
                 continue
-            self._want(channel_id)
+            self.want(channel_id)
             if not error:
                 line.deposit = None
                 self._record(channel_id, "deposited", effect_id.encode(), step, now_ms=now_ms)
@@ -311,14 +312,14 @@ class Streams:
             return
         view = end.view
         if view is None:
-            self._want(channel_id)
+            self.want(channel_id)
             return
         if view.is_withdrawing:
             self._refuse(thread, "a withdrawal from the channel is pending", step, now_ms=now_ms)
             return
         room = self._room(thread, view.solid_units - end.secured_units)
         if room < thread.agreed_terms.price_units:
-            self._want(channel_id)  # The deposit may not be as deep yet as we trust.
+            self.want(channel_id)  # The deposit may not be as deep yet as we trust.
             return
         if line is None:
             if len(self.lines) >= CHANNELS_MAX:
@@ -383,7 +384,7 @@ class Streams:
         except BudgetExhausted as error:
             raise LocalProtocolError(str(error)) from error
         except ViewTooOld:
-            self._want(end.channel_id)
+            self.want(end.channel_id)
             raise
         line.buyer = end
         self._write(end.channel_id, line, (*checked, *promised), step, now_ms=now_ms)
@@ -409,7 +410,7 @@ class Streams:
                 voucher, deal_id=thread.deal, units=int(body.units), now_s=now_s
             )
         except ViewTooOld:
-            self._want(channel_id)
+            self.want(channel_id)
             raise
 
         def commit(step: Step, now_ms: int) -> None:
@@ -423,11 +424,11 @@ class Streams:
         """Return whether ``units`` more may be delivered now, unpaid; if not, perhaps soon."""
         if thread.method != "channel" or units <= 0:
             return True
-        line, end = self._selling(thread)
+        _, end = self._selling(thread)
         try:
             end.send(deal_id=thread.deal, units=units, now_s=self.desk.head.time_s)
         except ViewTooOld:
-            self._want(end.channel_id)
+            self.want(end.channel_id)
             return False
         except (LocalProtocolError, VoucherRefused):
             return False
@@ -445,7 +446,7 @@ class Streams:
         try:
             after, records = end.send(deal_id=thread.deal, units=units, now_s=now_s)
         except ViewTooOld:
-            self._want(end.channel_id)
+            self.want(end.channel_id)
             raise
         except VoucherRefused as error:
             raise LocalProtocolError(str(error)) from error
@@ -504,7 +505,7 @@ class Streams:
                 )
             case "deposited":
                 self.lines[channel_id].deposit = None
-        self._want(channel_id)
+        self.want(channel_id)
 
     def _recall_opening(self, channel_id: bytes, row: dict[str, Any]) -> None:
         config = ChannelConfig(**{**row["config"], "salt": bytes.fromhex(row["config"]["salt"])})
@@ -592,7 +593,8 @@ class Streams:
             raise Refused("wrong_state", "the deal has no channel yet")
         return line, line.seller
 
-    def _want(self, channel_id: bytes) -> None:
+    def want(self, channel_id: bytes) -> None:
+        """Have a channel read anew from the chain."""
         self._wanted[channel_id] = None
 
     def _limits(self) -> BuyerLimits:

@@ -83,6 +83,7 @@ REFUSED: Final = "the result was refused"
 """How the reason begins why a deal failed whose result was not accepted."""
 ASKED_REPLY_MS: Final = 1_500  # Chosen sellers that are silent for so long are not there.
 # A text that begins as the answer did, for so long, is the answer from its beginning.
+SETTLEMENTS: Final = ("channel", "escrow")
 SEAM_MIN_CHARS: Final = 8
 LIMITS: Final = Limits(
     concurrency=16,
@@ -161,8 +162,11 @@ class MarketCompute(Compute):
         reply_within_ms: int = REPLY_WITHIN_MS,
         limits: Limits | None = None,
         book: RouteBook | None = None,
+        settlements: Sequence[str] = SETTLEMENTS,
     ) -> None:
         self.agent, self.max_price = agent, max_price
+        self.settlements = tuple(settlements)
+        """How a prompt may be paid, what is liked best first: by the chunk out of a channel."""
         self.book = book if book is not None else RouteBook()
         self.scout = Scout(agent, self.book, most_units=lambda: self.most_units)
         self.deliver_within_s, self.stall_max_s = deliver_within_s, stall_max_s
@@ -237,32 +241,42 @@ class MarketCompute(Compute):
             order = Embedding(texts=tuple(texts), model=model or "")
         except ValueError:
             raise PromptRefused("a text is too long to be embedded on the market") from None
-        try:
-            bought = await self.agent.purchase(
-                "embedding",
-                order,
-                returns=Vectors,
-                check=lambda made: _fault(made, len(order.texts)),
-                max_price=self.max_price,
-                deliver_within=self.deliver_within_s,
-                model=order.model,
-                input_max=tokens_at_most(order.texts),
-                features={"texts": len(order.texts)},
-                decide_after_ms=self.decide_after_ms,
-                reply_within_ms=self.reply_within_ms,
-                tries=SELLERS_MAX,
-            )
-        except DealFailed as error:
-            raise failed(
-                f"embeddings could not be bought for at most {self.max_price}",
-                why=error.why,
-                todo="Raise the highest price, ask for another model, or see who sells them",
-            ) from error
+        bought = await self._embedded(order)
         duration_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
         made = bought.result
         usage = Usage(input_tokens=made.input_tokens, output_tokens=0, duration_ms=duration_ms)
         vectors = unpacked(made, texts=len(order.texts))
         return Embeddings(vectors=vectors, model=made.model, usage=usage)
+
+    async def _embedded(self, order: Embedding) -> Purchase[Vectors]:
+        blocked: set[str] = set()
+        while True:
+            agreed: list[Thread] = []
+            try:
+                return await self.agent.purchase(
+                    "embedding",
+                    order,
+                    returns=Vectors,
+                    check=lambda made: _fault(made, len(order.texts)),
+                    max_price=self.max_price,
+                    deliver_within=self.deliver_within_s,
+                    model=order.model,
+                    input_max=tokens_at_most(order.texts),
+                    features={"texts": len(order.texts)},
+                    decide_after_ms=self.decide_after_ms,
+                    reply_within_ms=self.reply_within_ms,
+                    blocked=blocked,
+                    settlements=self.settlements,
+                    on_agreed=agreed.append,
+                )
+            except DealFailed as error:
+                blocked.update(thread.counterparty for thread in agreed)
+                if not agreed or len(blocked) == SELLERS_MAX:
+                    raise failed(
+                        f"embeddings could not be bought for at most {self.max_price}",
+                        why=error.why,
+                        todo="Raise the highest price, ask for another model, or see who sells",
+                    ) from error
 
     async def close(self) -> None:
         """Listen no more to offers; the agent and its node belong to the caller."""
@@ -320,7 +334,7 @@ class MarketCall:
                 return
             # What a schema binds cannot be gone on with: the grammar begins where the seller does.
             anew = self._prompt.response_schema is not None
-            seam, reading = _Seam(self._shown, anew=anew), Reading()
+            seam, reading = Seam(self._shown, anew=anew), Reading()
             purchase, chosen = self._purchase(tokens_left, anew=anew), bool(self._asked)
             self._asked = frozenset()
             bad = False
@@ -603,6 +617,7 @@ class _Purchase:
                 blocked=self._blocked,
                 allowed=self._allowed,
                 bids_max=bids_max,
+                settlements=market.settlements,
                 on_text=self._parts.put_nowait,
                 on_agreed=self._agreed,
             )
@@ -629,7 +644,7 @@ def _tokens(text: str) -> int:
     return guess_tokens(Prompt(text=text)) if text else 0
 
 
-class _Seam:
+class Seam:
     """Joins what a seller writes to what the reader has already.
 
     A seller that was asked to go on may begin again instead. What repeats the text from its
@@ -655,7 +670,7 @@ class _Seam:
 
     def rest_of(self, whole: str) -> str | None:
         """Return what of the seller's whole text is still missing; None if it showed another."""
-        again = _Seam(self._before, anew=self._anew)
+        again = Seam(self._before, anew=self._anew)
         new = again.take(whole)
         return new[len(self._given) :] if new.startswith(self._given) else None
 

@@ -86,13 +86,13 @@ async def test_who_is_paid_by_its_own_count_is_paid_what_there_can_be(place: Mar
             "inference",
             Inference(prompt="hello"),
             returns=Completion,
-            max_price="3",
+            max_price="9",
             input_max=100,
-            output_max=200,
+            output_max=1_000,
         )
     await place.rest()
     # The arbiter believes no more tokens than the answer has bytes; a bond is a tenth at most.
-    assert 0 < place.earned(liar) < -place.earned(buyer) < 1_400_000
+    assert 0 < place.earned(liar) < -place.earned(buyer) < 3_000_000
 
 
 async def test_offers_that_are_too_dear_keep_nobody_out(place: Market) -> None:

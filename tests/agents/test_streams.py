@@ -310,7 +310,7 @@ def test_no_chunk_leaves_while_a_withdrawal_is_pending(market: Streaming) -> Non
         for line in seat.desk.streams.lines.values():
             if line.seller is not None:
                 line.seller = line.seller.forget_view()
-        seat.desk.streams._want(config.channel_id(market.ledger.domain))
+        seat.desk.streams.want(config.channel_id(market.ledger.domain))
     second = market.buy()
     market.until(lambda: over(second))
     assert second.outcome is not None
