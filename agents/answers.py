@@ -353,13 +353,13 @@ class Buyer:
     @property
     def spent(self) -> str:
         """The same, for people."""
-        return self._text(self.spent_units)
+        return self.money(self.spent_units)
 
     @property
     def left(self) -> str:
         """What may still be spent, for people; nothing if there is no limit to it."""
         left = self._left_units()
-        return "" if left is None else self._text(left)
+        return "" if left is None else self.money(left)
 
     def _left_units(self) -> int | None:
         if self._market is None or self.agent.node is None:
@@ -368,7 +368,8 @@ class Buyer:
         rooms = self.agent.purse.rooms("", now_ms=now_ms)
         return max(min(rooms.values()), 0) if rooms else None
 
-    def _text(self, units: int) -> str:
+    def money(self, units: int) -> str:
+        """Return an amount for people."""
         if self.agent.node is None:
             return "0"
         asset = self.agent.node.settlement.asset

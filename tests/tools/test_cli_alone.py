@@ -44,6 +44,8 @@ COMMANDS = [
     ("dispute",),
     ("keeper",),
     ("budget",),
+    ("plan", "summarise"),
+    ("plan", "classify"),
 ]
 
 

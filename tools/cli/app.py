@@ -266,11 +266,13 @@ def load() -> None:
         deploy_command,
         dispute_command,
         gateway_command,
+        identity_commands,
         keeper_command,
         keys_command,
         lan_commands,
         look_commands,
         model_command,
+        plan_command,
         sell_command,
         up_command,
         wallet_commands,
@@ -279,8 +281,8 @@ def load() -> None:
 
     _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
     _ = (deploy_command, dispute_command, gateway_command, keeper_command, keys_command)
-    _ = (lan_commands, look_commands, model_command, sell_command, up_command)
-    _ = (wallet_commands, withdraw_command)
+    _ = (lan_commands, look_commands, model_command, plan_command, sell_command)
+    _ = (up_command, wallet_commands, withdraw_command)
 
 
 def run() -> None:

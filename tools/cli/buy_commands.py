@@ -97,14 +97,20 @@ def hire(
             f"{capability!r} is no capability: lower-case letters, digits and hyphens, such as"
             " summarise; see what is on sale with: coase status"
         )
-    text = _read_stdin() if input_ == "-" else _read_file(input_)
-    if not text.strip():
-        raise_user(f"{'standard input' if input_ == '-' else input_} is empty: there is no task")
+    text = read_input(input_)
 
     async def work() -> None:
         await _buy(capability, text, None, max_price, {"deliver_within": within}, json_)
 
     perform(work)
+
+
+def read_input(name: str) -> str:
+    """Return the text of a file, or with - of standard input; ends the command if there is none."""
+    text = _read_stdin() if name == "-" else _read_file(name)
+    if not text.strip():
+        raise_user(f"{'standard input' if name == '-' else name} is empty: there is no task")
+    return text
 
 
 def _read_stdin() -> str:
@@ -115,11 +121,11 @@ def _read_file(name: str) -> str:
     path = Path(name)
     try:
         if path.is_dir():
-            raise_user(f"{name} is a directory; --input names one file with the task")
+            raise_user(f"{name} is a directory; name one file with the task")
         with path.open("rb") as file:
             return _decode(file.read(INPUT_SIZE_MAX_BYTES + 1), name)
     except FileNotFoundError:
-        raise_user(f"{name} does not exist; --input names a file with the task, or - for stdin")
+        raise_user(f"{name} does not exist; name a file with the task, or - for stdin")
     except (OSError, ValueError) as error:
         raise_user(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
 
