@@ -36,10 +36,19 @@ def start(settings: dict[str, Any]) -> Any:
     params.cors_origins = ""
     params.offline = True
     params.verbosity = -1
+    if settings.get("chat_template"):
+        params.chat_template = settings["chat_template"]
     params.n_parallel = settings["slots"]
     params.n_ctx = settings["slots"] * settings["context_tokens"]
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
+    if settings.get("embedding"):
+        params.embedding = True
+        # A text that is embedded is read at once, whatever its length.
+        params.n_batch = params.n_ubatch = settings["context_tokens"]
+        if not settings["pooled"]:
+            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        return xllamacpp.Server(params)
     # Same seed, same text, also when other requests share the batch or a prefix is cached. With
     # the engine's own choice, numbers are added up in another order for a batch of one, and 5 to
     # 21 of 24 answers changed beside other requests; without flash attention, 3 of 12 changed

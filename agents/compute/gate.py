@@ -6,13 +6,14 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .ports import Chunk, ComputeBusy, Estimate, Prompt, Usage, failed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
+T = TypeVar("T")
 # Four slots keep a small machine busy: on two cores four at once give about twice the tokens.
 CONCURRENCY_DEFAULT: Final = 4
 # Whoever is further back than this is better served elsewhere, and is told so at once.
@@ -27,6 +28,7 @@ WRITE_GUESS_US: Final = 10_000
 READ_MEASURED_MIN_TOKENS: Final = 16  # Fewer say more about the first token than of reading.
 BYTES_PER_TOKEN: Final = 4  # English under the usual byte-pair encodings.
 TOKENS_PER_MESSAGE: Final = 5  # Role names and separators of the usual chat templates.
+TOKENS_PER_IMAGE: Final = 1_000  # Models differ: from 64 to some thousands.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,9 @@ class Pace:
 
 def guess_tokens(prompt: Prompt) -> int:
     """Return about how many tokens the prompt is, for engines that do not count ahead."""
-    return prompt.size_bytes() // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * len(prompt.messages) + 1
+    text_tokens = prompt.size_bytes() // BYTES_PER_TOKEN
+    turns_tokens = TOKENS_PER_MESSAGE * len(prompt.messages)
+    return text_tokens + turns_tokens + TOKENS_PER_IMAGE * len(prompt.images) + 1
 
 
 class Gate:
@@ -116,18 +120,41 @@ class Gate:
         :raises ComputeFailed: if the engine is silent for too long, or ends without a last chunk
         """
         prompt.check()
-        if self.inside >= self.limits.concurrency + self.limits.queue_max:
-            raise ComputeBusy(
-                f"{self.name} is busy: {self.inside} requests run or wait already. "
-                "Ask later or elsewhere"
-            )
-        self.inside += 1
+        self._enter()
         try:
             async with self._slots, aclosing(open_stream()) as source:
                 async for chunk in self._watched(source):
                     yield chunk
         finally:
             self.inside -= 1
+
+    async def once(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``work`` returns, when it is its turn.
+
+        :raises ComputeBusy: if too many wait already
+        :raises ComputeFailed: if it takes longer than a first token may
+        """
+        self._enter()
+        try:
+            async with self._slots:
+                try:
+                    async with asyncio.timeout(self.limits.first_chunk_max_s):
+                        return await work()
+                except TimeoutError:
+                    why = f"no answer came within {self.limits.first_chunk_max_s} s"
+                    raise failed(
+                        f"{self.name} is silent", why=why, todo="Ask for less at once"
+                    ) from None
+        finally:
+            self.inside -= 1
+
+    def _enter(self) -> None:
+        if self.inside >= self.limits.concurrency + self.limits.queue_max:
+            raise ComputeBusy(
+                f"{self.name} is busy: {self.inside} requests run or wait already. "
+                "Ask later or elsewhere"
+            )
+        self.inside += 1
 
     async def _watched(self, source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
         first_ns, wait_s, which = 0, self.limits.first_chunk_max_s, "first"

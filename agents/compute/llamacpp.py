@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic_ns
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -21,13 +21,28 @@ import httpx
 
 from coase.protocol.errors import ComputeFailed
 
+from .calls import described
 from .gate import Gate, Limits, guess_tokens
+from .gguf import Facts, facts_of
 from .model import digest_of
-from .openai import CONNECT_MAX_S, OpenAICompute
-from .ports import Chunk, Compute, ComputeBusy, Estimate, ModelInfo, Prompt, PromptRefused, failed
+from .openai import CONNECT_MAX_S, OpenAICompute, wire_messages
+from .ports import (
+    Chunk,
+    Compute,
+    ComputeBusy,
+    Embeddings,
+    Estimate,
+    ModelInfo,
+    Prompt,
+    PromptRefused,
+    Unsupported,
+    check_texts,
+    failed,
+)
+from .template import template_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
 # SmolLM2 was trained for 8,192, but each slot's share is memory that is taken at once
 # (12 KB a token): four slots of 2,048 take 100 MB.
@@ -52,6 +67,8 @@ class EngineSettings:
     slots: int = 4
     context_tokens: int = CONTEXT_TOKENS_DEFAULT
     threads: int = field(default_factory=lambda: min(len(os.sched_getaffinity(0)), THREADS_MAX))
+    embedding: bool = False
+    """A process that writes nothing and makes vectors instead."""
 
 
 class LlamaCppCompute(Compute):
@@ -60,7 +77,10 @@ class LlamaCppCompute(Compute):
     The engine starts with the first prompt, or by :meth:`start`. Instances with equal settings
     and limits in one event loop share one engine and its queue; the last to close ends it, and
     an engine that died is started again by the next prompt. With a seed (or temperature 0) the same
-    prompt gives the same bytes, also while other prompts run beside it.
+    prompt gives the same bytes, also while other prompts run beside it. Schemas, and tools that
+    have to be called, bind the answer by a grammar. Vectors are made by a second process, which
+    starts with the first text that is embedded: of a model that was made to write, they are the
+    mean over its tokens.
     """
 
     def __init__(
@@ -74,6 +94,7 @@ class LlamaCppCompute(Compute):
         self._settings = EngineSettings(model=model, slots=slots, context_tokens=context_tokens)
         self._limits = limits or Limits(concurrency=slots)
         self._shared: _Engine | None = None
+        self._embedder: _Engine | None = None
         self._closed = False
 
     @property
@@ -92,6 +113,8 @@ class LlamaCppCompute(Compute):
         try:
             size_bytes = path.stat().st_size
             digest = await anyio.to_thread.run_sync(digest_of, path)
+            facts = await anyio.to_thread.run_sync(facts_of, path)
+            modified_s = int(path.stat().st_mtime)
         except OSError as error:
             raise _no_model(self._settings, str(error)) from error
         return [
@@ -102,6 +125,11 @@ class LlamaCppCompute(Compute):
                 context_tokens=self._settings.context_tokens,
                 loaded=self.pid is not None,
                 size_bytes=size_bytes,
+                capabilities=facts.capabilities,
+                family=facts.architecture,
+                parameter_count=facts.parameter_count,
+                embedding_length=facts.embedding_length,
+                modified_s=modified_s,
             )
         ]
 
@@ -122,26 +150,40 @@ class LlamaCppCompute(Compute):
         engine = self._engine()
         return engine.gate.run(prompt, lambda: engine.write(prompt))
 
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """Return a vector for each text, starting the engine for them if need be."""
+        check_texts(texts)
+        if self._embedder is None:
+            self._embedder = self._take(replace(self._settings, embedding=True))
+        engine = self._embedder
+        return await engine.gate.once(lambda: engine.embed(texts, model))
+
     async def close(self) -> None:
         """Let go of the engine; the last one ends it."""
         self._closed = True
-        engine, self._shared = self._shared, None
-        if engine is None:
-            return
-        engine.users -= 1
-        if engine.users == 0:
-            _ENGINES[asyncio.get_running_loop()].pop((self._settings, self._limits), None)
-            await engine.stop()
+        engines, self._shared, self._embedder = (self._shared, self._embedder), None, None
+        for engine in engines:
+            if engine is None:
+                continue
+            engine.users -= 1
+            if engine.users == 0:
+                key = (engine.settings, self._limits)
+                _ENGINES[asyncio.get_running_loop()].pop(key, None)
+                await engine.stop()
 
     def _engine(self) -> _Engine:
+        if self._shared is None or self._closed:
+            self._shared = self._take(self._settings)
+        return self._shared
+
+    def _take(self, settings: EngineSettings) -> _Engine:
         if self._closed:
             raise failed(self.name, why="it was closed", todo="Make a new one")
-        if self._shared is None:
-            engines = _ENGINES.setdefault(asyncio.get_running_loop(), {})
-            key = (self._settings, self._limits)
-            self._shared = engines.setdefault(key, _Engine(*key))
-            self._shared.users += 1
-        return self._shared
+        engines = _ENGINES.setdefault(asyncio.get_running_loop(), {})
+        key = (settings, self._limits)
+        engine = engines.setdefault(key, _Engine(*key))
+        engine.users += 1
+        return engine
 
 
 class _Engine:
@@ -150,7 +192,7 @@ class _Engine:
     def __init__(self, settings: EngineSettings, limits: Limits) -> None:
         self.users = 0
         self.gate = Gate(_name(settings), limits)
-        self._settings = settings
+        self.settings = settings
         self._loading_ms = LOADING_GUESS_MS
         self._address = ""
         self._starting = asyncio.Lock()
@@ -179,9 +221,10 @@ class _Engine:
             return self._api
 
     async def write(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-        name = self._settings.model.stem
+        name = self.settings.model.stem
         if prompt.model not in (None, name):
             raise PromptRefused(f"{self.gate.name} has no model {prompt.model!r}. Ask for {name!r}")
+        await self._require_able(prompt)
         api = await self.running()
         try:
             async with aclosing(api.ungated(prompt)) as chunks:
@@ -200,19 +243,43 @@ class _Engine:
                 ) from error
             raise
 
+    async def embed(self, texts: Sequence[str], model: str | None) -> Embeddings:
+        name = self.settings.model.stem
+        if model not in (None, name):
+            raise PromptRefused(f"{self.gate.name} has no model {model!r}. Ask for {name!r}")
+        api = await self.running()
+        return await api.embed_ungated(texts)
+
+    async def _require_able(self, prompt: Prompt) -> None:
+        able = (await self._facts()).capabilities
+        lacks = [need for need in prompt.needs() if need not in able]
+        if lacks:
+            words = {"vision": "takes no images", "thinking": "does not think aloud"}
+            words |= {"tools": "calls no tools", "completion": "makes embeddings only"}
+            raise Unsupported(f"{self.gate.name} {words[lacks[0]]}. Ask another model or engine")
+
+    async def _facts(self) -> Facts:
+        try:
+            return await anyio.to_thread.run_sync(facts_of, self.settings.model)
+        except OSError as error:
+            raise _no_model(self.settings, str(error)) from error
+
     async def estimate(self, prompt: Prompt) -> Estimate:
         tokens, exact, loading_ms = guess_tokens(prompt), False, self._loading_ms
         if self.pid is not None and self._api is not None:
             loading_ms, exact = 0, True
             if prompt.text:
-                body = {"content": prompt.text, "add_special": True}
+                text = {"content": prompt.text, "add_special": True}
                 tokens = len(
-                    (await self._api.ask("POST", f"{self._address}/tokenize", body))["tokens"]
+                    (await self._api.ask("POST", f"{self._address}/tokenize", text))["tokens"]
                 )
             else:
-                messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+                await self._require_able(prompt)
                 path = "/chat/completions/input_tokens"
-                counted = await self._api.ask("POST", path, {"messages": messages})
+                body: dict[str, Any] = {"messages": wire_messages(prompt)}
+                if prompt.tools:
+                    body["tools"] = [described(tool) for tool in prompt.tools]
+                counted = await self._api.ask("POST", path, body)
                 tokens = int(counted["input_tokens"])
         return self.gate.estimated(prompt, input_tokens=tokens, exact=exact, loading_ms=loading_ms)
 
@@ -229,9 +296,10 @@ class _Engine:
 
     async def _start(self) -> OpenAICompute:
         begun = monotonic_ns()
-        settings = self._settings
+        settings = self.settings
         if not settings.model.is_file():
             raise _no_model(settings, f"there is no file {settings.model}")
+        facts = await self._facts()
         api_key = secrets.token_hex(16)  # Other users of the machine can reach loopback too.
         self._log = tempfile.TemporaryFile()
         self._process = process = await anyio.to_thread.run_sync(_spawn, self._log)
@@ -243,6 +311,9 @@ class _Engine:
                 "context_tokens": settings.context_tokens,
                 "threads": settings.threads,
                 "api_key": api_key,
+                "chat_template": template_for(facts),
+                "embedding": settings.embedding,
+                "pooled": facts.pooled,
             }
         )
         # Abandoned on cancel: stop() then ends the process, which ends the read.
@@ -259,6 +330,7 @@ class _Engine:
             api_key=api_key,
             model=settings.model.stem,
             extra={"timings_per_token": True},
+            calls_by_schema=True,
             client=self._client,
             name=self.gate.name,
             gate=self.gate,
@@ -277,7 +349,7 @@ class _Engine:
         raise failed(
             f"{self.gate.name} did not start",
             why=why + self._last_words(),
-            todo=f"See that {self._settings.model} is a whole GGUF file and that memory is free",
+            todo=f"See that {self.settings.model} is a whole GGUF file and that memory is free",
         )
 
     def _last_words(self) -> str:

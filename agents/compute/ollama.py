@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass, replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,23 +13,30 @@ import httpx
 import ollama
 import pydantic
 
+from .calls import call_in, call_schema, described, forced, linked
 from .gate import Gate, Limits, guess_tokens
 from .ports import (
+    Capability,
     Chunk,
     Compute,
     ComputeBusy,
     DoneReason,
+    Embeddings,
     Estimate,
     Logprob,
+    Message,
     ModelInfo,
     Prompt,
     PromptRefused,
+    ToolCall,
+    Unsupported,
     Usage,
+    check_texts,
     failed,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from coase.protocol.errors import ComputeFailed
 
@@ -38,6 +47,14 @@ MODELS_SHOWN_MAX: Final = 32  # Each costs a request for its context size.
 LOAD_GUESS_BYTES_PER_MS: Final = 500_000  # A laptop's SSD reads 0.5 GB a second.
 ERROR_SHOWN_MAX_CHARS: Final = 300
 _NS_PER_MS: Final = 1_000_000
+_CAPABILITIES: Final[tuple[Capability, ...]] = (
+    "completion",
+    "tools",
+    "vision",
+    "thinking",
+    "embedding",
+)
+_UNITS: Final = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def host_from_environment() -> str:
@@ -50,10 +67,10 @@ def host_from_environment() -> str:
 class OllamaCompute(Compute):
     """One Ollama server; ``model`` None takes one that is loaded, else the smallest.
 
-    Models that Ollama would run in its cloud, and those that only embed, are left out. Tokens
-    are Ollama's own count, one a line of its stream until the last line says how many they
-    were. ``context_tokens`` asks it for a context of that size, which reloads the model if it
-    has another one; 0 leaves that to Ollama, which cuts off the head of a longer prompt.
+    Models that Ollama would run in its cloud are left out. Tokens are Ollama's own count, one a
+    line of its stream until the last line says how many they were. ``context_tokens`` asks it for
+    a context of that size, which reloads the model if it has another one; 0 leaves that to Ollama,
+    which cuts off the head of a longer prompt.
     """
 
     def __init__(
@@ -87,10 +104,12 @@ class OllamaCompute(Compute):
                 infos: list[ModelInfo] = []
                 for entry in sorted(listed, key=lambda e: (e.model not in loaded, e.size or 0)):
                     if entry.model and len(infos) < MODELS_SHOWN_MAX:
-                        context_tokens = await self._context_of(entry.model)
-                        if context_tokens is not None:
-                            infos.append(_info(entry, context_tokens, entry.model in loaded))
-        return sorted(infos, key=lambda info: info.name != self._model)
+                        shown = await self._shown(entry.model)
+                        if shown is not None:
+                            infos.append(_info(entry, shown, entry.model in loaded))
+        return sorted(
+            infos, key=lambda i: (i.name != self._model, "completion" not in i.capabilities)
+        )
 
     async def estimate(self, prompt: Prompt) -> Estimate:
         """Return a guess of the tokens, the pace so far, and loading if it is not loaded."""
@@ -111,6 +130,32 @@ class OllamaCompute(Compute):
         """Yield the answer as Ollama sends it."""
         return self._gate.run(prompt, lambda: self._stream(prompt))
 
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """Return what ``/api/embed`` makes of the texts."""
+        check_texts(texts)
+        return await self._gate.once(lambda: self._embed(list(texts), model))
+
+    async def _embed(self, texts: list[str], model: str | None) -> Embeddings:
+        name = model
+        if name is None:
+            able = [info for info in await self.models() if "embedding" in info.capabilities]
+            if not able:
+                todo = "Run `ollama pull` with the name of one"
+                raise Unsupported(f"{self.name} has no model that makes embeddings. {todo}")
+            name = able[0].name
+        begun = monotonic_ns()
+        with _Blamed(self.name):
+            made = await self._client.embed(model=name, input=texts, truncate=False)
+            vectors = tuple(tuple(float(number) for number in row) for row in made.embeddings)
+        if len(vectors) != len(texts) or len({len(vector) for vector in vectors}) != 1:
+            raise failed(
+                f"{self.name} failed", why="not one vector for each text", todo="Ask again"
+            )
+        elapsed_ms = (monotonic_ns() - begun) // _NS_PER_MS
+        tokens = int(made.prompt_eval_count or 0)
+        usage = Usage(input_tokens=tokens, output_tokens=0, duration_ms=elapsed_ms)
+        return Embeddings(vectors=vectors, model=name, usage=usage)
+
     async def close(self) -> None:
         """Close the connections, which ends what runs."""
         await self._client.close()  # type: ignore[no-untyped-call]
@@ -120,17 +165,23 @@ class OllamaCompute(Compute):
         model = prompt.model or self._model
         if model is None:
             model = self._model = _first(await self.models(), self.name)
-        counted = 0
+        counted, called = 0, False
+        held: list[str] | None = [] if forced(prompt) else None
         with _Blamed(self.name):
             parts = await self._open(prompt, model)
             try:
                 async for part in parts:
                     chunk = _chunk(part)
                     counted += chunk.tokens
+                    if held is not None:
+                        held.append(chunk.text)
+                        chunk = replace(chunk, text="")
+                    called = called or bool(chunk.tool_calls)
                     if part.done:
                         self._learn_load(model, part)
                         elapsed_ms = (monotonic_ns() - begun) // _NS_PER_MS
-                        yield _last(part, chunk, counted, guess_tokens(prompt), elapsed_ms)
+                        last = _last(part, chunk, counted, guess_tokens(prompt), elapsed_ms)
+                        yield _with_calls(last, "".join(held or ()), called=called)
                         return
                     if chunk.text or chunk.tokens:
                         yield chunk
@@ -141,6 +192,7 @@ class OllamaCompute(Compute):
         options: dict[str, Any] = {
             "num_predict": prompt.max_tokens,
             "temperature": prompt.temperature,
+            **prompt.sampling(),
         }
         if prompt.seed is not None:
             options["seed"] = prompt.seed
@@ -149,33 +201,43 @@ class OllamaCompute(Compute):
         if self._context_tokens:
             options["num_ctx"] = self._context_tokens
         schema = prompt.response_schema
+        if forced(prompt):
+            schema = call_schema(prompt.tools)  # It has no word for a call that must be made.
         asked: dict[str, Any] = {
             "model": model,
             "stream": True,
             "options": options,
             "format": None if schema is None else dict(schema),
             "logprobs": prompt.logprobs or None,
+            "top_logprobs": prompt.top_logprobs or None,
         }
         if prompt.text:
             return await self._client.generate(prompt=prompt.text, raw=True, **asked)
-        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        return await self._client.chat(messages=messages, **asked)
+        tools = [described(tool) for tool in prompt.tools if prompt.tool_choice != "none"]
+        messages = [_wired(message) for message in linked(prompt.messages)]
+        return await self._client.chat(
+            messages=messages, tools=tools, think=prompt.thinking, **asked
+        )
 
-    async def _context_of(self, model: str) -> int | None:
-        """Return what the model can take at most, or None if it is not for us."""
+    async def _shown(self, model: str) -> _Shown | None:
+        """Return what the server tells of a model, or None if it is not for us."""
         try:
             shown = await self._client.show(model)
         except ollama.ResponseError:
             return None  # Removed since it was listed, or broken: the others are still good.
         except pydantic.ValidationError:
-            return self._context_tokens  # The client insists on fields that the server may omit.
-        remote = getattr(shown, "remote_host", None) or model.endswith(("-cloud", ":cloud"))
-        if remote or (shown.capabilities and "completion" not in shown.capabilities):
+            # The client insists on fields that the server may omit.
+            return _Shown(context_tokens=self._context_tokens)
+        if getattr(shown, "remote_host", None) or model.endswith(("-cloud", ":cloud")):
             return None
-        if self._context_tokens:
-            return self._context_tokens
-        lengths = (shown.modelinfo or {}).items()
-        return next((int(n) for key, n in lengths if key.endswith(".context_length")), 0)
+        told = shown.capabilities or ["completion"]  # Servers of old do not say.
+        known = tuple(name for name in _CAPABILITIES if name in told)
+        return _Shown(
+            context_tokens=self._context_tokens or _number(shown, ".context_length"),
+            capabilities=known,
+            parameter_count=_number(shown, "general.parameter_count"),
+            embedding_length=_number(shown, ".embedding_length"),
+        )
 
     def _learn_load(self, model: str, part: Any) -> None:
         load_ms = (part.load_duration or 0) // _NS_PER_MS
@@ -216,6 +278,8 @@ class _Blamed:
 
     def _refusal(self, error: ollama.ResponseError) -> ComputeFailed:
         why = f"{error.error[:ERROR_SHOWN_MAX_CHARS]} (status {error.status_code})"
+        if error.status_code == 400 and "does not support" in error.error:
+            return Unsupported(f"{self._name} cannot do that: {why}. Ask another model or engine")
         if error.status_code in (400, 404, 413, 422):
             return PromptRefused(f"{self._name} refused the prompt: {why}. Change it or the model")
         if error.status_code in (429, 503):
@@ -223,28 +287,101 @@ class _Blamed:
         return failed(f"{self._name} failed", why=why, todo="See its log, and ask again")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """What ``/api/show`` tells beyond the list."""
+
+    context_tokens: int = 0
+    capabilities: tuple[Capability, ...] = ("completion",)
+    parameter_count: int = 0
+    embedding_length: int = 0
+
+
+def _number(shown: Any, end: str) -> int:
+    entries = (shown.modelinfo or {}).items()
+    return next((int(value) for key, value in entries if key.endswith(end)), 0)
+
+
 def _first(models: list[ModelInfo], name: str) -> str:
-    if not models:
+    able = [info for info in models if "completion" in info.capabilities]
+    if not able:
         why, todo = "it has no model of its own", "Run `ollama pull` with the name of one"
         raise failed(f"{name} cannot answer", why=why, todo=todo)
-    return models[0].name
+    return able[0].name
 
 
-def _info(entry: Any, context_tokens: int, loaded: bool) -> ModelInfo:
+def _info(entry: Any, shown: _Shown, loaded: bool) -> ModelInfo:
+    details = entry.details
+    modified = entry.modified_at
     return ModelInfo(
         name=entry.model,
         digest=entry.digest or "",
-        quantisation=(entry.details.quantization_level or "") if entry.details else "",
-        context_tokens=context_tokens,
+        quantisation=(details.quantization_level or "") if details else "",
+        context_tokens=shown.context_tokens,
         loaded=loaded,
         size_bytes=int(entry.size or 0),
+        capabilities=shown.capabilities,
+        family=(details.family or "") if details else "",
+        parameter_count=shown.parameter_count
+        or _count((details.parameter_size or "") if details else ""),
+        embedding_length=shown.embedding_length,
+        modified_s=max(int(modified.timestamp()), 0) if modified is not None else 0,
     )
 
 
+def _count(size: str) -> int:
+    """Return how many parameters ``7.6B`` is."""
+    number, unit = size[:-1], size[-1:].upper()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError):
+        return 0
+
+
+def _wired(message: Message) -> dict[str, Any]:
+    wired: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        wired["images"] = [ollama.Image(value=image.data) for image in message.images]
+    if message.thinking:
+        wired["thinking"] = message.thinking
+    if message.tool_calls:
+        wired["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": call.read() or {}}}
+            for call in message.tool_calls
+        ]
+    if message.tool_name:
+        wired["tool_name"] = message.tool_name
+    return wired
+
+
 def _chunk(part: Any) -> Chunk:
-    text = part.message.content if hasattr(part, "message") else part.response
-    logprobs = tuple(Logprob(entry.token, entry.logprob) for entry in part.logprobs or ())
-    return Chunk(text=text or "", tokens=len(logprobs) or (1 if text else 0), logprobs=logprobs)
+    said = part.message if hasattr(part, "message") else part
+    text = (said.content if hasattr(part, "message") else said.response) or ""
+    thinking = said.thinking or ""
+    calls = tuple(_called(call) for call in getattr(said, "tool_calls", None) or ())
+    logprobs = tuple(_logprob(entry) for entry in part.logprobs or ())
+    tokens = len(logprobs) or (1 if text or thinking or calls else 0)
+    return Chunk(text=text, thinking=thinking, tool_calls=calls, tokens=tokens, logprobs=logprobs)
+
+
+def _called(call: Any) -> ToolCall:
+    arguments = json.dumps(dict(call.function.arguments or {}), ensure_ascii=False)
+    return ToolCall(name=call.function.name, arguments=arguments)
+
+
+def _logprob(entry: Any) -> Logprob:
+    top = tuple(Logprob(o.token, o.logprob) for o in getattr(entry, "top_logprobs", None) or ())
+    return Logprob(entry.token, entry.logprob, top)
+
+
+def _with_calls(last: Chunk, held: str, *, called: bool) -> Chunk:
+    """Return the last chunk with the call that a schema bound, if that is how it was forced."""
+    call = call_in(held) if held and not called else None
+    if call is not None:
+        last = replace(last, tool_calls=(*last.tool_calls, call))
+    elif held and not called:
+        last = replace(last, text=held)
+    return replace(last, done_reason="tool_calls") if called or call is not None else last
 
 
 def _last(part: Any, chunk: Chunk, counted: int, input_guess: int, elapsed_ms: int) -> Chunk:
@@ -259,6 +396,8 @@ def _last(part: Any, chunk: Chunk, counted: int, input_guess: int, elapsed_ms: i
     )
     return Chunk(
         text=chunk.text,
+        thinking=chunk.thinking,
+        tool_calls=chunk.tool_calls,
         tokens=chunk.tokens + output_tokens - counted,
         done=True,
         done_reason=reason,

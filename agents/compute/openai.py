@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import base64
 from contextlib import aclosing
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from .calls import call_in, call_schema, described, forced, linked
 from .gate import Gate, Limits, guess_tokens
 from .ports import (
+    Capability,
     Chunk,
     Compute,
     ComputeBusy,
     DoneReason,
+    Embeddings,
     Estimate,
+    Image,
     Logprob,
+    Message,
     ModelInfo,
     Prompt,
     PromptRefused,
+    ToolCall,
+    Unsupported,
     Usage,
+    check_texts,
     failed,
+    read_json,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from coase.protocol.errors import ComputeFailed
 
@@ -36,13 +45,17 @@ ASK_MAX_S: Final = 10  # For questions that run no model.
 LINE_MAX_BYTES: Final = 1024 * 1024
 ERROR_SHOWN_MAX_CHARS: Final = 300
 ERROR_READ_MAX_BYTES: Final = 64 * 1024
+# Of 2,048 texts, each with 4,096 numbers of 12 characters.
+EMBEDDINGS_MAX_BYTES: Final = 128 * 1024 * 1024
 
 
 class OpenAICompute(Compute):
     """One server, at ``base_url`` (with its ``/v1``); ``model`` None takes its first one.
 
-    ``extra`` goes into the body of every request. ``client`` is for callers that need their
-    own transport; whoever gives it closes it. ``gate`` is for sharing a queue.
+    ``extra`` goes into the body of every request. With ``calls_by_schema`` a call that has to be
+    made is bound by a schema instead of asked for, for servers that do not insist. ``client`` is
+    for callers that need their own transport; whoever gives it closes it. ``gate`` is for sharing
+    a queue.
     """
 
     def __init__(
@@ -53,6 +66,7 @@ class OpenAICompute(Compute):
         model: str | None = None,
         limits: Limits | None = None,
         extra: Mapping[str, Any] | None = None,
+        calls_by_schema: bool = False,
         client: httpx.AsyncClient | None = None,
         name: str = "",
         gate: Gate | None = None,
@@ -61,6 +75,7 @@ class OpenAICompute(Compute):
         self._name = name or f"the OpenAI-compatible server at {self._base_url}"
         self._model = model
         self._extra = dict(extra or {})
+        self._calls_by_schema = calls_by_schema
         self._gate = gate or Gate(self._name, limits or Limits())
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._owned = client is None
@@ -82,9 +97,7 @@ class OpenAICompute(Compute):
             entries = [entry for entry in listed["data"] if isinstance(entry["id"], str)]
         except (KeyError, TypeError) as error:
             raise self._nonsense(repr(listed)) from error
-        infos = [
-            ModelInfo(name=entry["id"], context_tokens=_context_tokens(entry)) for entry in entries
-        ]
+        infos = [_info(entry) for entry in entries]
         return sorted(infos, key=lambda info: info.name != self._model)
 
     async def estimate(self, prompt: Prompt) -> Estimate:
@@ -96,6 +109,37 @@ class OpenAICompute(Compute):
     def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as the server sends it."""
         return self._gate.run(prompt, lambda: self.ungated(prompt))
+
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """Return what ``/embeddings`` makes of the texts."""
+        check_texts(texts)
+        return await self._gate.once(lambda: self.embed_ungated(texts, model))
+
+    async def embed_ungated(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """Return the vectors without a queue or time-outs, for owners of a gate of their own."""
+        begun = monotonic_ns()
+        name = model or self._model or await self._first_model("embedding")
+        body = {"model": name, "input": list(texts), "encoding_format": "float"}
+        try:
+            async with self._client.stream(
+                "POST", f"{self._base_url}/embeddings", json=body, headers=self._headers
+            ) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise self._refusal(response.status_code, await _read_some(response))
+                content = await _read_some(response, EMBEDDINGS_MAX_BYTES)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        try:
+            found = read_json(content)
+            vectors = _vectors(found["data"], len(texts))
+            tokens = int((found.get("usage") or {}).get("prompt_tokens") or 0)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._nonsense(content[:ERROR_SHOWN_MAX_CHARS].decode("utf-8", "replace")) from (
+                error
+            )
+        duration_ms = (monotonic_ns() - begun) // 1_000_000
+        usage = Usage(input_tokens=tokens, output_tokens=0, duration_ms=duration_ms)
+        return Embeddings(vectors=vectors, model=name, usage=usage)
 
     async def close(self) -> None:
         """Close the connections, which ends what runs."""
@@ -126,8 +170,13 @@ class OpenAICompute(Compute):
         begun = monotonic_ns()
         model = prompt.model or self._model or await self._first_model()
         path = "/completions" if prompt.text else "/chat/completions"
+        by_schema = self._calls_by_schema and forced(prompt)
         body = {**_body(prompt, model), **self._extra}
-        tally = _Tally(guess_tokens(prompt))
+        if by_schema:
+            schema = {"name": "call", "schema": call_schema(prompt.tools), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            body["tool_choice"] = "none"
+        tally = _Tally(guess_tokens(prompt), by_schema=by_schema)
         try:
             async with self._client.stream(
                 "POST", self._base_url + path, json=body, headers=self._headers
@@ -156,7 +205,7 @@ class OpenAICompute(Compute):
             if data.strip() == b"[DONE]":
                 return
             try:
-                yield json.loads(data)
+                yield read_json(data)
             except ValueError as error:
                 raise self._nonsense(data.decode("utf-8", "replace")) from error
 
@@ -170,22 +219,27 @@ class OpenAICompute(Compute):
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise self._nonsense(repr(event)) from error
 
-    async def _first_model(self) -> str:
+    async def _first_model(self, capability: Capability = "completion") -> str:
         models = await self.models()
+        able = [info for info in models if capability in info.capabilities]
         if not models:
             raise failed(
                 f"{self._name} cannot answer", why="it has no model", todo="Load one into it"
             )
-        self._model = models[0].name
+        if capability != "completion":
+            return (able or models)[0].name
+        self._model = (able or models)[0].name
         return self._model
 
     def _refusal(self, status: int, content: bytes) -> ComputeFailed:
         try:
-            why = _error_text(json.loads(content))
+            why = _error_text(read_json(content))
         except ValueError:
             why = content.decode("utf-8", "replace")
         why = f"{why[:ERROR_SHOWN_MAX_CHARS] or 'no reason given'} (status {status})"
-        if status in (400, 404, 413, 422):
+        if status == 501 or (status in (400, 500) and _says_unable(why)):
+            return Unsupported(f"{self._name} cannot do that: {why}. Ask another model or engine")
+        if status in (400, 404, 413, 422) or "too large to process" in why:
             return PromptRefused(f"{self._name} refused the prompt: {why}. Change it or the model")
         if status in (429, 503):
             return ComputeBusy(f"{self._name} is busy: {why}. Ask later or elsewhere")
@@ -216,12 +270,15 @@ class OpenAICompute(Compute):
 class _Tally:
     """Turns the events of one answer into chunks and keeps count of the tokens."""
 
-    def __init__(self, input_guess: int) -> None:
+    def __init__(self, input_guess: int, *, by_schema: bool = False) -> None:
         self.reason: DoneReason = ""
         self._input_tokens = input_guess
         self._cached_tokens = 0
         self._counted = 0
         self._reported = 0
+        self._calls: dict[int, dict[str, str]] = {}
+        # The text of a call that a schema binds is held until the whole call is there.
+        self._held: list[str] | None = [] if by_schema else None
 
     def take(self, event: dict[str, Any]) -> Chunk | None:
         """Return the chunk that an event holds, if it holds any text."""
@@ -239,16 +296,31 @@ class _Tally:
             self.reason = "length" if choice["finish_reason"] == "length" else "stop"
         delta = choice.get("delta") or {}
         text = str(choice.get("text") or delta.get("content") or "")
+        # llama.cpp, vLLM and DeepSeek use the one name, OpenRouter and newer vLLM the other.
+        thinking = str(delta.get("reasoning_content") or delta.get("reasoning") or "")
+        calling = delta.get("tool_calls") or ()
+        for part in calling:
+            self._add_call(part)
         logprobs = _logprobs(choice.get("logprobs"))
         # llama.cpp says how many it has written; others send one token an event.
         written = int((event.get("timings") or {}).get("predicted_n") or 0)
-        tokens = len(logprobs) or (1 if text else 0)
+        tokens = len(logprobs) or (1 if text or thinking or calling else 0)
         if written:
             tokens = max(0, written - self._counted)
-        if not text and not tokens:
+        if not text and not thinking and not tokens:
             return None
         self._counted += tokens
-        return Chunk(text=text, tokens=tokens, logprobs=logprobs)
+        if self._held is not None:
+            self._held.append(text)
+            text = ""
+        return Chunk(text=text, thinking=thinking, tokens=tokens, logprobs=logprobs)
+
+    def _add_call(self, part: dict[str, Any]) -> None:
+        call = self._calls.setdefault(int(part.get("index") or 0), {"arguments": ""})
+        function = part.get("function") or {}
+        call["id"] = str(part.get("id") or call.get("id", ""))
+        call["name"] = str(function.get("name") or call.get("name", ""))
+        call["arguments"] += str(function.get("arguments") or "")
 
     def last(self, *, duration_ms: int) -> Chunk:
         """Return the last chunk, which makes the tokens add up to what the server reports."""
@@ -260,7 +332,22 @@ class _Tally:
             duration_ms=duration_ms,
         )
         tokens = output_tokens - self._counted
-        return Chunk(tokens=tokens, done=True, done_reason=self.reason, usage=usage)
+        text, calls = "", [ToolCall(**call) for call in self._calls.values() if call["name"]]
+        if self._held is not None:
+            text = "".join(self._held)
+            call = call_in(text)
+            if call is not None:
+                text, calls = "", [call]
+        if calls:
+            self.reason = "tool_calls"
+        return Chunk(
+            text=text,
+            tool_calls=tuple(calls),
+            tokens=tokens,
+            done=True,
+            done_reason=self.reason,
+            usage=usage,
+        )
 
 
 def _body(prompt: Prompt, model: str) -> dict[str, Any]:
@@ -270,30 +357,122 @@ def _body(prompt: Prompt, model: str) -> dict[str, Any]:
         "temperature": prompt.temperature,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **prompt.sampling(),
     }
     if prompt.text:
         body["prompt"] = prompt.text
     else:
-        body["messages"] = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        body["messages"] = wire_messages(prompt)
     if prompt.seed is not None:
         body["seed"] = prompt.seed
     if prompt.stop:
         body["stop"] = list(prompt.stop)
     if prompt.logprobs:
-        body["logprobs"] = 1 if prompt.text else True  # The older API takes a number.
+        # The older API takes a number.
+        body["logprobs"] = max(prompt.top_logprobs, 1) if prompt.text else True
+        if prompt.top_logprobs and not prompt.text:
+            body["top_logprobs"] = prompt.top_logprobs
     if prompt.response_schema is not None:
         schema = {"name": "answer", "schema": dict(prompt.response_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if prompt.tools:
+        body["tools"] = [described(tool) for tool in prompt.tools]
+        body["tool_choice"] = prompt.tool_choice
+    if prompt.thinking is not None:
+        # The one is how templates are told (llama.cpp, vLLM), the other how hosted models are.
+        body["chat_template_kwargs"] = {"enable_thinking": bool(prompt.thinking)}
+        if isinstance(prompt.thinking, str):
+            body["reasoning_effort"] = prompt.thinking
     return body
+
+
+def wire_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """Return the conversation as this API's servers take it."""
+    return [_wired(message) for message in linked(prompt.messages)]
+
+
+def _wired(message: Message) -> dict[str, Any]:
+    wired: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        texts = [{"type": "text", "text": message.content}] if message.content else []
+        wired["content"] = [*texts, *(_pictured(image) for image in message.images)]
+    if message.tool_calls:
+        wired["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                # Servers read them, and one that a model wrote badly would break all that follows.
+                "function": {
+                    "name": call.name,
+                    "arguments": call.arguments if call.read() is not None else "{}",
+                },
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        wired["tool_call_id"] = message.tool_call_id
+    return wired
+
+
+def _pictured(image: Image) -> dict[str, Any]:
+    data = base64.b64encode(image.data).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
+
+
+def _vectors(data: list[dict[str, Any]], count: int) -> tuple[tuple[float, ...], ...]:
+    entries = sorted(data, key=lambda entry: int(entry["index"]))
+    vectors = tuple(tuple(float(number) for number in entry["embedding"]) for entry in entries)
+    if len(vectors) != count or not vectors[0] or len({len(vector) for vector in vectors}) != 1:
+        raise ValueError("not one vector for each text")
+    return vectors
+
+
+def _info(entry: dict[str, Any]) -> ModelInfo:
+    meta = entry.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+
+    def number(name: str) -> int:
+        value = meta.get(name)
+        return value if isinstance(value, int) else 0
+
+    name = entry["id"]
+    # Nobody says what a model can do; that it cannot is heard from the server when it is asked.
+    capabilities: tuple[Capability, ...] = ("completion", "tools")
+    if "embed" in name.lower():
+        capabilities = ("embedding",)
+    told = entry.get("architecture")
+    if isinstance(told, dict) and "image" in (told.get("input_modalities") or ()):
+        capabilities = (*capabilities, "vision")
+    created = entry.get("created")
+    return ModelInfo(
+        name=name,
+        context_tokens=_context_tokens(entry),
+        quantisation=str(meta.get("ftype") or ""),
+        size_bytes=number("size"),
+        parameter_count=number("n_params"),
+        embedding_length=number("n_embd"),
+        capabilities=capabilities,
+        modified_s=created if isinstance(created, int) else 0,
+    )
+
+
+def _says_unable(why: str) -> bool:
+    why = why.lower()
+    return "not supported" in why or "does not support" in why
 
 
 def _logprobs(found: Any) -> tuple[Logprob, ...]:
     if not found:
         return ()
     if found.get("content"):
-        return tuple(Logprob(str(t["token"]), float(t["logprob"])) for t in found["content"])
+        return tuple(_logprob(entry) for entry in found["content"])
     pairs = zip(found.get("tokens") or (), found.get("token_logprobs") or (), strict=True)
     return tuple(Logprob(str(token), float(logprob)) for token, logprob in pairs)
+
+
+def _logprob(entry: dict[str, Any]) -> Logprob:
+    top = tuple(_logprob(other) for other in entry.get("top_logprobs") or ())
+    return Logprob(str(entry["token"]), float(entry["logprob"]), top)
 
 
 def _context_tokens(entry: dict[str, Any]) -> int:
@@ -308,13 +487,13 @@ def _error_text(body: Any) -> str:
     return str(message)[:ERROR_SHOWN_MAX_CHARS]
 
 
-async def _read_some(response: httpx.Response) -> bytes:
-    content = b""
+async def _read_some(response: httpx.Response, most: int = ERROR_READ_MAX_BYTES) -> bytes:
+    content = bytearray()
     async for part in response.aiter_bytes():
         content += part
-        if len(content) >= ERROR_READ_MAX_BYTES:
+        if len(content) >= most:
             break
-    return content[:ERROR_READ_MAX_BYTES]
+    return bytes(content[:most])
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:

@@ -288,7 +288,7 @@ async def test_what_was_asked_is_what_is_sent(kind: tuple[Open, Wire]) -> None:
     assert settings["max_tokens" if kind[0] is open_openai else "num_predict"] == 9
 
 
-async def test_ollama_prefers_what_is_loaded_then_small_and_never_the_cloud_or_embeddings() -> None:
+async def test_ollama_prefers_what_is_loaded_then_small_and_never_the_cloud() -> None:
     models = {"big": 900, "loaded": 500, "small": 100, "embeds": 10, "far:cloud": 1}
 
     async def ollama(request: Request) -> AsyncGenerator[bytes, None]:
@@ -308,8 +308,9 @@ async def test_ollama_prefers_what_is_loaded_then_small_and_never_the_cloud_or_e
     async with serving(ollama) as server:
         compute = OllamaCompute(server.url)
         found = await compute.models()
-        assert [info.name for info in found] == ["loaded", "small", "big"]
-        assert [info.loaded for info in found] == [True, False, False]
+        assert [info.name for info in found] == ["loaded", "small", "big", "embeds"]
+        assert [info.loaded for info in found] == [True, False, False, False]
+        assert [info.capabilities for info in found[2:]] == [("completion",), ("embedding",)]
         assert found[0].context_tokens == 77
         loaded = await compute.estimate(Prompt.ask("x", model="loaded"))
         cold = await compute.estimate(Prompt.ask("x", model="big"))

@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from coase.agents.compute import engine
+from coase.agents.compute.echo import EchoCompute
+from coase.agents.compute.gguf import facts_of
 from coase.agents.compute.model import find_model
+from coase.agents.compute.template import template_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODEL_NAME = "smollm2:135m"
+EMBEDDER = "all-minilm:22m"
 API_KEY = "a key for this test alone"
 
 
@@ -149,6 +153,7 @@ def real_engine() -> Iterator[str]:
         "context_tokens": 1024,
         "threads": 2,
         "api_key": API_KEY,
+        "chat_template": template_for(facts_of(small_model())),
     }
     command = [sys.executable, "-P", str(Path(engine.__file__))]
     with subprocess.Popen(
@@ -186,22 +191,47 @@ class OllamaFront:
                 async for line in lines:
                     yield json.dumps(line).encode() + b"\n"
             return
+        if request.path == "/api/embed":
+            yield json.dumps(await self._embedded(request.body)).encode()
+            return
         yield json.dumps(self.told(request)).encode()
+
+    async def _embedded(self, body: Any) -> Any:
+        if body["model"] != EMBEDDER:
+            raise Status(400, {"error": f"{body['model']} does not support embeddings"})
+        made = await EchoCompute().embed(body["input"])
+        count = made.usage.input_tokens
+        return {"model": EMBEDDER, "embeddings": made.vectors, "prompt_eval_count": count}
 
     def told(self, request: Request) -> Any:
         """Answer a question that runs no model."""
-        details = {"family": "llama", "quantization_level": "Q4_1"}
+        details = {
+            "format": "gguf",
+            "family": "llama",
+            "parameter_size": "134.52M",
+            "quantization_level": "Q4_1",
+        }
         entry = {"name": MODEL_NAME, "model": MODEL_NAME, "size": 98_362_432, "digest": "ab" * 32}
         match request.path:
             case "/api/version":
                 return {"version": "0.33.0"}
             case "/api/tags":
-                return {"models": [{**entry, "details": details}]}
+                modified = {"modified_at": "2026-01-01T00:00:00Z", "details": details}
+                embedder = {"name": EMBEDDER, "model": EMBEDDER, "size": 45_960_996}
+                return {"models": [{**entry, **modified}, {**embedder, **modified}]}
             case "/api/ps":
                 return {"models": [{**entry, "details": details, "size_vram": 0}]}
             case "/api/show":
-                info = {"general.architecture": "llama", "llama.context_length": 8192}
-                return {"details": details, "model_info": info, "capabilities": ["completion"]}
+                info = {
+                    "general.architecture": "llama",
+                    "general.parameter_count": 134_515_008,
+                    "llama.context_length": 8192,
+                    "llama.embedding_length": 576,
+                }
+                able = ["completion", "tools"]
+                if request.body["model"] == EMBEDDER:
+                    able = ["embedding"]
+                return {"details": details, "model_info": info, "capabilities": able}
         raise Status(404, {"error": "not found"})
 
     async def _generate(self, request: Request) -> AsyncGenerator[dict[str, Any], None]:
@@ -213,8 +243,13 @@ class OllamaFront:
             "stream_options": {"include_usage": True},
             **{key: options[key] for key in ("temperature", "seed", "stop") if key in options},
         }
+        if asked.get("think"):
+            raise Status(400, {"error": f"{MODEL_NAME!r} does not support thinking"})
         if is_chat:
-            body["messages"] = asked["messages"]
+            if any(message.get("images") for message in asked["messages"]):
+                raise Status(400, {"error": f"{MODEL_NAME!r} does not support images"})
+            body["messages"] = [self._message(message) for message in asked["messages"]]
+            body["tools"] = asked.get("tools")
         else:
             body["prompt"] = asked["prompt"]
         if asked.get("logprobs"):
@@ -252,6 +287,17 @@ class OllamaFront:
             "prompt_eval_count": usage["prompt_tokens"],
             "eval_count": usage["completion_tokens"],
         }
+
+    @staticmethod
+    def _message(message: Any) -> Any:
+        found = {"role": message["role"], "content": message.get("content", "")}
+        for entry in message.get("tool_calls") or ():
+            given = entry["function"]
+            function = {"name": given["name"], "arguments": json.dumps(given["arguments"])}
+            found["tool_calls"] = [{"id": "1", "type": "function", "function": function}]
+        if message["role"] == "tool":
+            found["tool_call_id"] = "1"
+        return found
 
     @staticmethod
     def _piece(is_chat: bool, text: str) -> dict[str, Any]:

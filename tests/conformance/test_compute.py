@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 
@@ -27,11 +28,16 @@ from coase.agents.compute.ports import (
     PROMPT_SIZE_MAX_BYTES,
     Compute,
     ComputeBusy,
+    Image,
     Message,
     Prompt,
     PromptRefused,
+    Tool,
+    ToolCall,
+    Unsupported,
 )
 from coase.agents.inference import Stock, inference_agent
+from coase.protocol.errors import ComputeFailed
 from tests.agents.market import market
 from tests.conformance.compute_servers import (
     API_KEY,
@@ -50,6 +56,32 @@ QUESTIONS = (
 )
 LONG = Prompt.ask(
     "Tell me a very long story about a lighthouse. " + "and so on " * 60, max_tokens=400
+)
+WEATHER = Tool(
+    name="get_weather",
+    description="The weather of a town",
+    parameters={
+        "type": "object",
+        "properties": {"town": {"$ref": "#/$defs/Town"}},
+        "required": ["town"],
+        "$defs": {"Town": {"enum": ["Paris", "Ulm"]}},
+    },
+)
+ADD = Tool(
+    name="add",
+    description="The sum of two numbers",
+    parameters={
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    },
+)
+# One grey point.
+PICTURE = Image(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+        "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
+    )
 )
 
 
@@ -157,6 +189,75 @@ class ComputeSuite:
         prompt = Prompt.ask("Is water wet?", max_tokens=40, response_schema=schema)
         assert isinstance(json.loads((await compute.complete(prompt)).text), dict)
 
+    async def test_a_tool_that_has_to_be_called_is_called(self, compute: Compute) -> None:
+        prompt = Prompt.ask(
+            "What is the weather in Paris?",
+            tools=(WEATHER, ADD),
+            tool_choice="required",
+            max_tokens=100,
+        )
+        async with aclosing(compute.stream(prompt)) as stream:
+            chunks = [chunk async for chunk in stream]
+        (call,) = [call for chunk in chunks for call in chunk.tool_calls]
+        assert call.name in ("get_weather", "add")
+        expected = {"get_weather": {"town"}, "add": {"a", "b"}}
+        arguments = call.read()
+        assert arguments is not None
+        assert set(arguments) == expected[call.name]
+        assert arguments.get("town") in ("Paris", "Ulm", None)
+        assert not "".join(chunk.text for chunk in chunks).strip()
+        assert chunks[-1].done_reason == "tool_calls"
+        usage = chunks[-1].usage
+        assert usage is not None
+        assert sum(chunk.tokens for chunk in chunks) == usage.output_tokens > 0
+
+    async def test_what_a_tool_gave_is_read(self, compute: Compute) -> None:
+        asked = Message("user", "What is the weather in Paris?")
+        call = ToolCall(name="get_weather", arguments='{"town": "Paris"}', id="1")
+        called = Message("assistant", "", tool_calls=(call,))
+
+        async def read(result: str) -> int:
+            given = Message("tool", result, tool_call_id="1", tool_name="get_weather")
+            prompt = Prompt(messages=(asked, called, given), tools=(WEATHER,), max_tokens=1)
+            return (await compute.complete(prompt)).usage.input_tokens
+
+        assert await read("storm, hail, snow, rain, fog, wind") >= await read("dry") + 5
+
+    async def test_pictures_and_thinking_are_there_or_refused(self, compute: Compute) -> None:
+        seen = Prompt(messages=(Message("user", "What is this?", images=(PICTURE,)),))
+        for prompt, what in (
+            (seen, "vision"),
+            (Prompt.ask("Why is it so?", thinking=True, max_tokens=40), "thinking"),
+        ):
+            able = what in (await compute.models())[0].capabilities
+            try:
+                made = await compute.complete(prompt)
+            except Unsupported:
+                assert not able
+            else:
+                assert made.thinking or what == "vision"
+                assert made.text
+
+    async def test_vectors_are_there_or_refused(self, compute: Compute) -> None:
+        texts = ("The sky is blue.", "Blue is the sky.", "I owe you five pounds.")
+        able = [m.name for m in await compute.models() if "embedding" in m.capabilities]
+        if not able:
+            with pytest.raises(Unsupported):
+                await compute.embed(texts)
+            return
+        made = await compute.embed(texts)
+        assert made.model in able
+        assert made.usage.input_tokens > 0
+        first, second, third = made.vectors
+        assert _cosine(first, second) > _cosine(first, third)
+        again = await compute.embed(texts[:1], made.model)
+        assert _cosine(first, again.vectors[0]) > 0.999
+        for bad in ((), ("",)):
+            with pytest.raises(PromptRefused):
+                await compute.embed(bad)
+        with pytest.raises(ComputeFailed):
+            await compute.embed(texts, "no-such-model")
+
     @pytest.mark.parametrize(
         "broken",
         [
@@ -220,6 +321,11 @@ class ComputeSuite:
         await compute.close()
 
 
+def _cosine(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    product = sum(a * b for a, b in zip(one, other, strict=True))
+    return product / (math.hypot(*one) * math.hypot(*other))
+
+
 class TestEcho(ComputeSuite):
     @pytest.fixture
     def open_compute(self) -> OpenCompute:
@@ -243,7 +349,14 @@ class TestLlamaCpp(ComputeSuite):
 class TestOpenAI(ComputeSuite):
     @pytest.fixture
     def open_compute(self, engine_url: str) -> OpenCompute:
-        return lambda limits: OpenAICompute(f"{engine_url}/v1", api_key=API_KEY, limits=limits)
+        return lambda limits: OpenAICompute(
+            f"{engine_url}/v1", api_key=API_KEY, limits=limits, calls_by_schema=True
+        )
+
+    async def test_pictures_and_thinking_are_there_or_refused(self, compute: Compute) -> None:
+        seen = Prompt(messages=(Message("user", "What is this?", images=(PICTURE,)),))
+        with pytest.raises(Unsupported, match="image"):
+            await compute.complete(seen)
 
 
 class TestOllama(ComputeSuite):
@@ -290,6 +403,17 @@ class TestMarket(ComputeSuite):
         with pytest.raises(PromptRefused, match="log-probabilities"):
             await compute.complete(Prompt.ask(QUESTIONS[0], max_tokens=6, logprobs=True))
 
-    async def test_a_schema_binds_the_answer(self, compute: Compute) -> None:
-        with pytest.raises(PromptRefused, match="schema"):
-            await compute.complete(Prompt.ask("Is water wet?", response_schema={}))
+    async def test_pictures_and_thinking_are_there_or_refused(self, compute: Compute) -> None:
+        seen = Prompt(messages=(Message("user", "this", images=(PICTURE,)),), thinking="high")
+        async with aclosing(compute.stream(seen)) as stream:
+            chunks = [chunk async for chunk in stream]
+        assert "".join(chunk.thinking for chunk in chunks) == "I repeat 1 words. "
+        assert "".join(chunk.text for chunk in chunks) == "this (1 images)"
+
+    async def test_vectors_are_there_or_refused(self, compute: Compute) -> None:
+        texts = ("The sky is blue.", "I owe you five pounds.")
+        bought, made = await compute.embed(texts), await EchoCompute().embed(texts)
+        assert bought.usage.input_tokens == made.usage.input_tokens
+        assert [_cosine(*both) for both in zip(bought.vectors, made.vectors, strict=True)] == [
+            pytest.approx(1, abs=1e-6)
+        ] * 2
