@@ -119,11 +119,18 @@ class Registrar:
         self._registries, self._directory = registries, directory
 
     async def register(
-        self, identity: Identity, profile: Profile, *, name: str, about: str = ""
+        self,
+        identity: Identity,
+        profile: Profile,
+        *,
+        name: str,
+        about: str = "",
+        keep_file: bool = False,
     ) -> AgentRecord:
         """Return the agent of ``identity``, registered if it was not, with its file published.
 
-        Safe to repeat at any time: what is as it should be is left alone.
+        Safe to repeat at any time: what is as it should be is left alone, and with ``keep_file``
+        so is a file that says something else.
 
         :raises ConfigurationError: if the key has no coin for the gas
         :raises CallReverted: if the registry refuses it
@@ -132,6 +139,8 @@ class Registrar:
         record = await self._directory.owned_by(identity.address)
         if record is None:
             record = await self._new(identity)
+        if record.uri and keep_file:
+            return record
         uri = profile.uri
         if not uri:
             key = identity.address

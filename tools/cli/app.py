@@ -273,6 +273,7 @@ def load() -> None:
         look_commands,
         model_command,
         plan_command,
+        reputation_command,
         sell_command,
         up_command,
         wallet_commands,
@@ -283,6 +284,7 @@ def load() -> None:
     _ = (deploy_command, dispute_command, gateway_command, keeper_command, keys_command)
     _ = (lan_commands, look_commands, model_command, plan_command, sell_command)
     _ = (up_command, wallet_commands, withdraw_command)
+    _ = (identity_commands, reputation_command)
 
 
 def run() -> None:
