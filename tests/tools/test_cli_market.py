@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coase.agents.receipt import Receipt
 from tests.tools.commands import ROOT, Home, Running, eventually, processes_below
 
 if TYPE_CHECKING:
@@ -269,3 +270,18 @@ def test_what_was_killed_comes_back_on_the_same_ports(home: Home, tmp_path: Path
                 assert again.end() == 0
     assert not (other.path / "network.json").exists()
     assert sqlite3.connect(Path(state) / "journal.sqlite").execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_plan_is_bought_piece_by_piece_and_no_piece_twice(home: Home, oracle: Running) -> None:
+    path = home.path / "long.txt"
+    path.write_text("\n\n".join(f"{number} sheep and " + "so on " * 200 for number in range(6)))
+    plan = ("plan", "summarise", str(path), "--engine", "none", "--budget", "0.5", "--words", "10")
+    first = home.json(*plan)
+    receipt = Receipt.from_json(json.dumps(first["receipt"]))
+    receipt.check()
+    assert first["covers"] == "2 of 2 parts"
+    assert len({part.deal for part in receipt.parts}) == 3
+    assert 0 < receipt.total_units <= 500_000
+    again = Receipt.from_json(json.dumps(home.json(*plan)["receipt"]))
+    assert [part.deal for part in again.parts] == [part.deal for part in receipt.parts]
+    assert again.total_units == receipt.total_units
