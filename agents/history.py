@@ -31,6 +31,7 @@ def summary(thread: Thread) -> bytes:
             "request": thread.request_id,
             "capability": thread.request.capability,
             "job_id": thread.job_id.hex(),
+            "method": thread.method,
             "state": thread.state,
             "why": thread.why,
             "price_units": terms.price_units if terms is not None else 0,
