@@ -137,7 +137,7 @@ async def _serve(
         signals = stack.enter_context(
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         )
-        await _announce(router, at, as_json=as_json)
+        await _announce(router, own, at, as_json=as_json)
         async with anyio.create_task_group() as group:
             if market is not None and market.agent.node is not None:
                 group.start_soon(watch_links, market.agent.node)
@@ -248,9 +248,10 @@ async def _market(stack: AsyncExitStack, buys: _Buying) -> MarketCompute:
     return MarketCompute(agent, max_price=buys.max_price, stall_max_s=buys.stall, limits=limits)
 
 
-async def _announce(router: Compute, at: str, *, as_json: bool) -> None:
+async def _announce(router: Compute, own: Compute | None, at: str, *, as_json: bool) -> None:
     if as_json:
-        models = [info.name for info in await router.models()]
+        # Whoever sells is asked when somebody wants to know: that takes a while.
+        models = [info.name for info in await own.models()] if own is not None else []
         emit({"url": at, "answers": router.name, "models": models}, indent=None)
         return
     for line in (

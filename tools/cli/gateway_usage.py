@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -13,7 +13,7 @@ from .gateway_keys import GatewayState, directory_of
 if TYPE_CHECKING:
     from coase.tools.gateway.usage import Sum
 
-DAY_MS = 86_400_000
+DAY_MS: Final = 86_400_000
 
 
 def usage(
@@ -78,8 +78,10 @@ def _row(found: Sum) -> dict[str, Any]:
 def _print(rows: list[dict[str, Any]], groups: list[str]) -> None:
     from .look_commands import table
 
-    shown = table("what was asked of the gateway", *groups)
-    for column in ("calls", "tokens in", "of them cached", "tokens out", "paid"):
+    shown = table("what was asked of the gateway, in tokens")
+    for column in groups:
+        shown.add_column(column, overflow="fold")
+    for column in ("calls", "read", "cached", "written", "paid"):
         shown.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         failed = f" ({row['failed']} failed)" if row["failed"] else ""
