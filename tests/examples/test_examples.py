@@ -53,7 +53,7 @@ def seller(home: Home, folder: Path, market: Running) -> Iterator[Running]:
 
 
 def test_each_example_is_run_here() -> None:
-    assert set(EXAMPLES) == {"seller", "buyer", "inference"}
+    assert set(EXAMPLES) == {"seller", "buyer", "inference", "plan"}
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -63,10 +63,11 @@ def test_an_example_is_short(name: str) -> None:
     assert len(code) <= LINES_MAX
 
 
-def test_the_buyer_hires_the_seller(home: Home, folder: Path, seller: Running) -> None:
+def run(name: str, home: Home, folder: Path) -> str:
+    """Run an example to its end, and return what it prints."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COASE_")}
     done = subprocess.run(
-        [sys.executable, "buyer.py"],
+        [sys.executable, name],
         cwd=folder,
         env=environment | {"COASE_HOME": str(home.path)},
         capture_output=True,
@@ -74,8 +75,18 @@ def test_the_buyer_hires_the_seller(home: Home, folder: Path, seller: Running) -
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    assert "paid 0.0" in done.stdout
+    return done.stdout
+
+
+def test_the_buyer_hires_the_seller(home: Home, folder: Path, seller: Running) -> None:
+    assert "paid 0.0" in run("buyer.py", home, folder)
     seller.until_said("summariser: earned")
+
+
+def test_a_plan_is_carried_out_by_the_seller(home: Home, folder: Path, seller: Running) -> None:
+    said = run("plan.py", home, folder)
+    assert "3 of 3 texts, 4 deals\npaid 0.0" in said
+    assert "receipt 0x" in said
 
 
 def test_the_seller_of_inference_answers(home: Home, folder: Path, market: Running) -> None:
