@@ -370,7 +370,8 @@ class Agent:
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
         self._require_numbers(bids_min, bids_max)
-        max_units = self._highest_units(max_price)
+        methods = self._methods(settlements)
+        max_units = 0 if methods == ("none",) else self._highest_units(max_price)
         wish = replace(
             _wish(capability, task, schemas, features),
             deliver_within_s=deliver_within,
@@ -384,7 +385,7 @@ class Agent:
             bids_max=bids_max,
             blocked=frozenset(blocked),
             allowed=frozenset(allowed),
-            settlements=self._methods(settlements),
+            settlements=methods,
             most_units=max_units,
             charge=charged_to(),
         )
@@ -394,16 +395,20 @@ class Agent:
         return await self._try(wish, bargain, eyes, tries=tries, key=key)
 
     def _methods(self, settlements: Collection[str]) -> tuple[str, ...]:
-        """Return those of the methods of payment that this network has, in their order."""
-        found = [name for name in settlements if name in ("escrow", "none")]
-        if "channel" in settlements and self._buying().desk.streams.enabled:
-            found = [name for name in settlements if name in ("escrow", "none", "channel")]
+        """Return those of the methods of payment that there are here, in their order."""
+        buying = self._buying()
+        there = {
+            "escrow": True,
+            "channel": buying.desk.streams.enabled,
+            "none": buying.firm() is not None,
+        }
+        found = tuple(name for name in settlements if there.get(name))
         if not found:
             raise ConfigurationError(
-                f"this network has none of {', '.join(settlements) or 'no methods'}; escrow, or"
-                " channel where there are channels, can pay"
+                f"nothing here settles by {' or '.join(settlements) or 'no method'}: escrow always"
+                " does, channel where the network has channels, none within a firm (coase firm)"
             )
-        return tuple(found)
+        return found
 
     @staticmethod
     def _require_numbers(bids_min: int, bids_max: int) -> None:

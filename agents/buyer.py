@@ -35,7 +35,7 @@ from .purse import OpenPurse, exposure, spent_in
 from .steps import Notice, Publish, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from coase.negotiation.issues import Proposal
     from coase.protocol.envelope import Message
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from coase.protocol.types import AgentId
 
     from .desk import Desk
+    from .firm import Firm
 
 AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
@@ -227,6 +228,8 @@ class BuyerDesk:
         self.means = OpenMeans()
         self.experience = Experience()
         self._judged: set[str] = set()
+        self.firm: Callable[[], Firm | None] = lambda: None
+        """Our own firm, whose agents work for us without a price."""
 
     def ask(
         self,
@@ -247,8 +250,9 @@ class BuyerDesk:
         known = self.asks.get(request_id)
         if known is not None:
             return known, step
-        self.reserve.check(now_ms=now_ms, account=wish.charge.account)
-        self.means.check()
+        if wish.settlements != ("none",):
+            self.reserve.check(now_ms=now_ms, account=wish.charge.account)
+            self.means.check()
         if size_as_json(wish.task) > TASK_SIZE_MAX_BYTES:
             raise LocalProtocolError(f"a task has at most {TASK_SIZE_MAX_BYTES} bytes as JSON")
         salt = salt or self.desk.chance.take(32)
@@ -300,11 +304,26 @@ class BuyerDesk:
             bids_min=wish.bids_min,
             bids_max=wish.bids_max,
             key=desk.codec.public_key(secret),
+            firm=self._proof(request_id) if "none" in wish.settlements else "",
         )
         ask = Ask(request_id, wish, salt, secret, request, now_ms, strategy)
         ask.level = self._levels.get(wish.capability, self.start_level)
         self._keep(ask)
         return ask
+
+    def _proof(self, request_id: str) -> str:
+        firm = self.firm()
+        return firm.proof("buyer", request_id, self.desk.me) if firm is not None else ""
+
+    def _is_free_for_all(self, thread: Thread, offer: Offer) -> bool:
+        """Return whether a stranger offers to work for nothing: it would only see the task."""
+        firm = self.firm()
+        return thread.method == "none" and (
+            firm is None
+            or not firm.has(
+                thread.counterparty, offer.firm, side="seller", request_id=thread.request_id
+            )
+        )
 
     def _publish(self, ask: Ask, step: Step, *, now_ms: int) -> None:
         if not ask.wire:
@@ -390,6 +409,9 @@ class BuyerDesk:
             terms, margins = thread.agreed_terms, self.desk.margins
             if why := unfair(terms, thread.request, margins, now_ms=now_ms):
                 self._refuse(thread, why, step, now_ms=now_ms)
+                return
+            if self._is_free_for_all(thread, message.body):
+                self._refuse(thread, "it is not of our firm", step, now_ms=now_ms)
                 return
             if thread.deal not in ask.offers:
                 if 0 < ask.wish.most_units < terms.price_units:
@@ -527,11 +549,15 @@ class BuyerDesk:
         if unlockable(thread.agreed_terms, self.desk.margins, now_ms=now_ms):
             raise LocalProtocolError("there is no time left to lock")
         units = exposure(thread.agreed_terms)
-        self.means.accept(units)
+        # What lies in a channel already need not be in the purse as well.
+        ready = self.desk.streams.free_units(thread.counterparty) if thread.streamed else 0
+        if units > ready:
+            self.means.accept(units - ready)
         account = thread.charge.account
-        self.reserve.reserve(
-            thread.deal, units, thread.counterparty, now_ms=now_ms, account=account
-        )
+        if thread.method != "none":
+            self.reserve.reserve(
+                thread.deal, units, thread.counterparty, now_ms=now_ms, account=account
+            )
         digest = thread.agreed_terms.digest(self.desk.domain)
         body: dict[str, object] = {
             "offer": thread.proposal_id,
@@ -608,6 +634,8 @@ class BuyerDesk:
 
         :raises BudgetExhausted: if so much was not set aside for it; then nothing is signed
         """
+        if thread.method == "none":
+            return
         self.reserve.require(thread.deal, units)
         self.reserve.lock(thread.deal, now_ms=now_ms)
 

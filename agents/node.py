@@ -23,6 +23,7 @@ from .collector import COIN_UNITS, LOCAL_CLAIMS, PUBLIC_CLAIMS, Collector
 from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
+from .firm import FirmFile
 from .limits import Budgets
 from .means import Means
 from .ports import Chance, Codec, Journal
@@ -99,6 +100,8 @@ class Node:
         self.collector = self._collector()
         self._chance, self._margins = chance, margins
         self.agents: list[Agent] = []
+        self.firm = FirmFile()
+        """The firm of whoever runs this node, for whose agents nothing costs anything."""
         self.budgets = Budgets(settlement.asset, swarm=budget, directory=directory)
         """``budget`` binds all agents together; the owner's word in ``directory`` goes over it."""
 
@@ -141,6 +144,7 @@ class Node:
             ),
         )
         buying = agent.buying
+        buying.firm = self.firm.current
         buying.reserve = self.budgets.open(agent.name, agent.budget, under=agent.under)
         buying.means = Means(buying.under_way, name=agent.name)
         desk.buyer = agent.buying
@@ -148,6 +152,7 @@ class Node:
         if agent.offerings:
             key = desk.codec.public_key(desk.inbox_secret)
             agent.selling = SellerDesk(desk, agent=agent.name, arbiters=arbiters, inbox_key=key)
+            agent.selling.firm = self.firm.current
             for ware in agent.wares(self):
                 agent.selling.sell(ware)
             desk.seller = agent.selling

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from coase.protocol.envelope import Message
-    from coase.protocol.types import AgentId
 
     from .desk import Desk
+    from .firm import Firm
 
 OFFER_VALID_MS: Final = 10_000
 LOCK_WITHIN_S: Final = 30  # Capacity is held until then, so it is short.
@@ -121,8 +121,8 @@ class SellerDesk:
         self.desk, self.agent, self.arbiters = desk, agent, arbiters
         self.inbox_key = inbox_key
         self.wares: dict[str, Ware] = {}
-        self.trusts: Callable[[AgentId], bool] = lambda buyer: False
-        """Whether an agent is of our own firm, for whom we work without a price."""
+        self.firm: Callable[[], Firm | None] = lambda: None
+        """Our own firm, for whose agents we work without a price."""
         self._requests: dict[str, str] = {}
 
     def sell(self, ware: Ware) -> None:
@@ -160,7 +160,7 @@ class SellerDesk:
         quote = ware.strategy.quote(request, header.sender, load=load, now_ms=now_ms)
         if quote is None or quote.verification not in request.verifications:
             return
-        method = self._method(request, header.sender, ware, quote)
+        method = self._method(header, request, ware, quote)
         if not method:
             return
         deal = thread_id(header.id, header.sender, self.desk.me)
@@ -210,18 +210,30 @@ class SellerDesk:
             "terms": terms_to_wire(terms),
             "valid_until_ms": now_ms + OFFER_VALID_MS,
             "key": self.desk.codec.public_key(thread.secret),
+            "firm": self._proof(thread.request_id, method),
         }
         re = answers or thread.request_id
         self.desk.say(thread.deal, "offer", body, step, now_ms=now_ms, re=re)
 
-    def _method(self, request: Request, buyer: AgentId, ware: Ware, quote: Quote) -> str:
+    def _proof(self, request_id: str, method: str) -> str:
+        """Return what tells a buyer that we are of its firm, and nothing to anybody else."""
+        firm = self.firm() if method == "none" else None
+        return firm.proof("seller", request_id, self.desk.me) if firm is not None else ""
+
+    def _trusts(self, header: Header, request: Request) -> bool:
+        firm = self.firm()
+        return firm is not None and firm.has(
+            header.sender, request.firm, side="buyer", request_id=header.id
+        )
+
+    def _method(self, header: Header, request: Request, ware: Ware, quote: Quote) -> str:
         """Return how we are paid: what the buyer likes best of what we take; nothing if neither."""
         at_once = quote.price_units
         if quote.pricing == "tokens":
             rate = max(quote.metered.get("input", 0), quote.metered.get("cached_input", 0))
             at_once = rate * request.input_max // TOKENS_PER_PRICE
         for method in request.settlements:
-            if method == "none" and self.trusts(buyer):
+            if method == "none" and self._trusts(header, request):
                 return method
             if method == "channel" and ware.channel:
                 if self.desk.streams.covers(quote.price_units, at_once):

@@ -77,6 +77,7 @@ Millis = Annotated[int, Field(ge=0, lt=2**53)]
 Seconds = Annotated[int, Field(ge=0, lt=2**40)]
 Count = Annotated[int, Field(ge=0, lt=2**40)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
+ProofText = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 NameText = Annotated[str, StringConstraints(max_length=128)]
 _CURVE: Final = 2**255 - 19
 # The points of small order on X25519 and its twist (RFC 7748, section 6.1): whoever gives one as
@@ -280,6 +281,8 @@ class Request(Wire):
     bids_max: Annotated[int, Field(ge=1, le=BIDS_MAX)]
     key: KeyText
     """The buyer's X25519 key for this deal."""
+    firm: ProofText
+    """What proves to those of the buyer's firm that it is one of them; nothing without one."""
 
 
 class Offer(Wire):
@@ -292,6 +295,8 @@ class Offer(Wire):
     valid_until_ms: Millis
     key: KeyText
     """The seller's X25519 key for this deal."""
+    firm: ProofText
+    """What proves to a buyer of the same firm that the seller is of it; else nothing."""
 
 
 class Counter(Wire):

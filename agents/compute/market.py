@@ -83,7 +83,7 @@ REFUSED: Final = "the result was refused"
 """How the reason begins why a deal failed whose result was not accepted."""
 ASKED_REPLY_MS: Final = 1_500  # Chosen sellers that are silent for so long are not there.
 # A text that begins as the answer did, for so long, is the answer from its beginning.
-SETTLEMENTS: Final = ("channel", "escrow")
+SETTLEMENTS: Final = ("none", "channel", "escrow")
 SEAM_MIN_CHARS: Final = 8
 LIMITS: Final = Limits(
     concurrency=16,
@@ -166,7 +166,7 @@ class MarketCompute(Compute):
     ) -> None:
         self.agent, self.max_price = agent, max_price
         self.settlements = tuple(settlements)
-        """How a prompt may be paid, what is liked best first: by the chunk out of a channel."""
+        """How a prompt may be paid, what is liked best first: within a firm not at all."""
         self.book = book if book is not None else RouteBook()
         self.scout = Scout(agent, self.book, most_units=lambda: self.most_units)
         self.deliver_within_s, self.stall_max_s = deliver_within_s, stall_max_s

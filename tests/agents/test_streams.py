@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coase.agents.firm import Firm, joined_firm, new_firm
 from coase.agents.metering import stream_units, text_of
 from coase.agents.seller import Quote, SellerDesk, Ware
 from coase.agents.steps import DoWork, Step
@@ -348,7 +349,8 @@ def test_within_a_firm_nothing_is_locked_or_paid() -> None:
     market = Market(prices=(1_000,))
     seller = market.sellers[0].desk.seller
     assert isinstance(seller, SellerDesk)
-    seller.trusts = lambda buyer: buyer == market.buyer.desk.me
+    firm = new_firm("home")
+    seller.firm = market.buying.firm = lambda: firm
     ask = market.ask("hello", settlements=("none", "escrow"))  # type: ignore[arg-type]
     market.until(lambda: ask.outcome is not None)
     assert ask.outcome is not None
@@ -359,10 +361,49 @@ def test_within_a_firm_nothing_is_locked_or_paid() -> None:
 
 def test_strangers_pay_where_a_firm_does_not() -> None:
     market = Market(prices=(1_000,))
+    seller = market.sellers[0].desk.seller
+    assert isinstance(seller, SellerDesk)
+    ours, other = new_firm("ours"), new_firm("ours")
+    seller.firm, market.buying.firm = lambda: other, lambda: ours
     ask = market.ask("hello", settlements=("none", "escrow"))  # type: ignore[arg-type]
     market.until(lambda: ask.outcome is not None)
     assert ask.outcome is not None
     assert ask.outcome.method == "escrow"
+
+
+def test_free_work_of_a_stranger_is_refused() -> None:
+    market = Market(prices=(1_000,))
+    seller = market.sellers[0].desk.seller
+    assert isinstance(seller, SellerDesk)
+    ours = new_firm("ours")
+    # He trusts us, as by a list of keys, and cannot prove that he is one of ours.
+    seller.firm = lambda: Firm("his", None, ((market.buyer.desk.me, "prey"),))
+    market.buying.firm = lambda: ours
+    ask = market.ask("a secret", settlements=("none",))  # type: ignore[arg-type]
+    market.until(lambda: ask.why)
+    assert ask.outcome is None
+    assert "task" not in market.kinds()
+    # Unless we have put him on our own list.
+    mine = ours.with_key(market.sellers[0].desk.me, "his")
+    market.buying.firm = lambda: mine
+    ask = market.ask("a secret", settlements=("none",))  # type: ignore[arg-type]
+    market.until(lambda: ask.outcome is not None)
+    assert ask.outcome is not None
+    assert ask.outcome.state is State.SETTLED
+
+
+def test_a_proof_is_good_for_one_agent_one_side_and_one_request() -> None:
+    firm = new_firm("home")
+    assert firm.code is not None
+    same = joined_firm(firm.code.text.lower())
+    ann, bob = "0x" + "aa" * 20, "0x" + "bb" * 20
+    proof = firm.proof("buyer", "r1", ann)
+    assert same.has(ann, proof, side="buyer", request_id="r1")
+    assert not same.has(bob, proof, side="buyer", request_id="r1")
+    assert not same.has(ann, proof, side="seller", request_id="r1")
+    assert not same.has(ann, proof, side="buyer", request_id="r2")
+    assert not same.has(ann, "", side="buyer", request_id="r1")
+    assert firm.code.text not in repr(firm)
 
 
 def test_the_text_of_a_result_is_its_field_of_that_name() -> None:

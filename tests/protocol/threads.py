@@ -58,6 +58,7 @@ REQUEST: Final = Request(
     bids_min=1,
     bids_max=4,
     key="11" * 32,
+    firm="",
 )
 TERMS: Final = Terms(
     buyer=BUYER.address,
@@ -132,6 +133,7 @@ class Pair:
                 "terms": terms_to_wire(terms),
                 "valid_until_ms": self.now_ms + 10_000,
                 "key": "22" * 32,
+                "firm": "",
             },
             "counter": {
                 "answers": thread.proposal_id or "00" * 16,

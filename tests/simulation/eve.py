@@ -129,6 +129,7 @@ class Eve:
             bids_min=1,
             bids_max=1,
             key="22" * 32,
+            firm="",
         )
         for _ in range(10):
             request_id = self.rng.randbytes(16).hex()
