@@ -25,6 +25,8 @@ from coase.protocol.errors import ComputeFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
+    from .explain import Explanation
+
 # A megabyte of English is about 250,000 tokens: more than the context of the models that
 # people run at home, and small enough to be held in memory for every queued request.
 PROMPT_SIZE_MAX_BYTES: Final = 1024 * 1024
@@ -80,6 +82,10 @@ class ComputeBusy(ComputeFailed):
 
 class PromptRefused(ComputeFailed):
     """This prompt cannot be served here, and repeating it will not help."""
+
+
+class PromptTooLong(PromptRefused):
+    """It, or it with the answer, does not fit the model; a shorter one may."""
 
 
 class Unsupported(PromptRefused):
@@ -247,6 +253,11 @@ class Prompt:
 
         :raises PromptRefused: with the limit that it breaks
         """
+        if self.size_bytes() > PROMPT_SIZE_MAX_BYTES:
+            raise PromptTooLong(
+                f"the prompt cannot be run: its text is over {PROMPT_SIZE_MAX_BYTES} bytes. "
+                "Shorten it and ask again"
+            )
         for why in (*self._broken(), *self._broken_parts()):
             raise PromptRefused(f"the prompt cannot be run: {why}. Change it and ask again")
         if self.response_schema is not None:
@@ -257,8 +268,6 @@ class Prompt:
             yield "it needs either messages or a text"
         if len(self.messages) > MESSAGES_MAX:
             yield f"it has over {MESSAGES_MAX} messages"
-        if self.size_bytes() > PROMPT_SIZE_MAX_BYTES:
-            yield f"its text is over {PROMPT_SIZE_MAX_BYTES} bytes"
         for name, value, least, most in (
             ("max_tokens", self.max_tokens, 1, OUTPUT_TOKENS_MAX),
             ("temperature", self.temperature, 0, TEMPERATURE_MAX),
@@ -418,6 +427,8 @@ class Chunk:
     done_reason: DoneReason = ""
     usage: Usage | None = None
     logprobs: tuple[Logprob, ...] = ()
+    explanation: Explanation | None = field(default=None, compare=False, repr=False)
+    """Why it comes from where it comes, on the first and the last chunk of a routed answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

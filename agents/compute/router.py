@@ -1,28 +1,70 @@
-"""Make or buy: each prompt goes to the engine here if that can take it, else to the market."""
+"""Make or buy: each prompt goes where its answer is expected to cost least, all things counted.
+
+::
+
+    router = RouterCompute(local=engine, market=market)
+    async for chunk in router.stream(prompt, Wish(deadline_ms=20_000, reach=Place.FIRM)):
+        ...
+
+What is learnt on the way, and why each call went where it went, lies in a ``CallLog``.
+"""
 
 from __future__ import annotations
 
 import logging
+import secrets
+import time
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from coase.agents.charges import charged_to
 from coase.protocol.errors import ComputeFailed, WorldError
 
-from .ports import Chunk, Compute, Estimate, ModelInfo, Prompt, PromptRefused, failed
+from .gate import guess_tokens
+from .hedging import Hedges
+from .journey import Journey, Means
+from .market import MarketCompute
+from .ports import (
+    Chunk,
+    Compute,
+    ComputeBusy,
+    Embeddings,
+    Estimate,
+    ModelInfo,
+    Prompt,
+    PromptRefused,
+    Unsupported,
+    failed,
+)
+from .routing import HERE, Decision, RouteBook, Wish
+from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
+
+    from .calllog import CallLog
 
 log = logging.getLogger(__name__)
 
 ANY_MODEL = ("", "auto")
 _LATEST = ":latest"
+LOCAL_AGE_MAX_S: Final = 2.0  # What models are here is asked for again after that.
+LOAD_GUESS_US: Final = 5_000_000  # A model that lies on the disk yet.
+LOCAL_SLOTS: Final = 4
+OUTPUT_GUESS_TOKENS: Final = 200
+PRICE_IN_S: Final = 60
+"""The highest price of a prompt is worth so many seconds, where nobody says what a second is."""
+SAVED_EVERY_S: Final = 60.0
 Made = Literal["local", "bought"]
 
 
 class ModelUnknown(PromptRefused):
     """No engine here and no seller in reach has the model that was asked for."""
+
+
+class Unreachable(PromptRefused):
+    """There are ways to an answer, and the caller's wish excludes every one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +76,48 @@ class Listed:
 
 
 class RouterCompute(Compute):
-    """Local if there is a model and a place for it, else bought. Closes both with itself.
+    """Made here or bought, whichever is expected to cost less. Closes both with itself.
 
     :raises ComputeFailed: if it is given neither
     """
 
-    def __init__(self, *, local: Compute | None = None, market: Compute | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        local: Compute | None = None,
+        market: Compute | None = None,
+        wish: Wish | None = None,
+        calls: CallLog | None = None,
+        local_slots: int = LOCAL_SLOTS,
+    ) -> None:
+        """Route by what ``wish`` says where a caller says nothing.
+
+        ``calls`` keeps what is learnt over restarts. The engine here serves ``local_slots`` at
+        once.
+        """
         if local is None and market is None:
             raise failed("no prompt can be run", why="no engine, no market", todo="Give it one")
-        self.local, self.market = local, market
+        self.local, self.market, self.calls = local, market, calls
+        self.wish = wish or Wish()
+        self.buys = market if isinstance(market, MarketCompute) else None
+        self.book = self.buys.book if self.buys is not None else RouteBook()
+        self.hedges = Hedges()
+        self._funded = False
+        self._local_slots = local_slots
+        self._local: list[ModelInfo] = []
+        self._local_s: float | None = None
+        self._outputs: dict[str, int] = {}
+        self._saved_s = time.monotonic()
+        if calls is not None:
+            self.book.restore(calls.learnt(), now_ms=_now_ms())
 
     @property
     def name(self) -> str:
         """What it is and where."""
         parts = [compute.name for compute in (self.local, self.market) if compute is not None]
         return ", else ".join(parts)
+
+    # ---- What can be asked for -------------------------------------------------------------------
 
     async def listed(self) -> list[Listed]:
         """Return all models that can be asked for, those of this machine first.
@@ -88,56 +157,260 @@ class RouterCompute(Compute):
             return None
         entries = await self.listed()
         for entry in entries:
-            if name.removesuffix(_LATEST) == entry.info.name.removesuffix(_LATEST):
+            if _plain(name) == _plain(entry.info.name):
                 return entry
         have = ", ".join(entry.info.name for entry in entries) or "none"
         raise ModelUnknown(f"there is no model {name!r} here; there is: {have}")
 
     async def estimate(self, prompt: Prompt) -> Estimate:
         """Return what the prompt would take where it would go first."""
-        prompt, first, _ = await self._ways(prompt)
+        entry = await self.find(prompt.model or "")
+        prompt = replace(prompt, model=entry.info.name if entry is not None else None)
+        first = self.local if entry is None or entry.made == "local" else self.market
+        first = first or self.market
+        assert first is not None
         return await first.estimate(prompt)
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer; it comes from the market where the engine here cannot begin it.
+    # ---- Answers ---------------------------------------------------------------------------------
 
+    async def stream(self, prompt: Prompt, wish: Wish | None = None) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer; its first and its last chunk tell why it came from where it came.
+
+        The models that ``wish`` names are tried after that of the prompt, in their order. A wish
+        takes the place of the router's own; what that limits, no wish widens.
+
+        :raises ModelUnknown: if there is no such model in reach
+        :raises Unreachable: if the wish excludes all that there is
         :raises BudgetExhausted: if it had to be bought and no limit covers it
         """
         prompt.check()
-        prompt, first, second = await self._ways(prompt)
-        begun = False
+        journey = await self._journey(prompt, _narrowed(wish, self.wish))
         try:
-            async with aclosing(first.stream(prompt)) as chunks:
+            async with aclosing(journey.stream()) as chunks:
                 async for chunk in chunks:
-                    begun = True
                     yield chunk
-            return
-        except PromptRefused:
-            raise
-        except ComputeFailed as error:
-            if begun or second is None:
-                raise
-            log.info("bought, since %s", error)
-        async with aclosing(second.stream(prompt)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        finally:
+            self._over(journey, prompt)
+
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """Return a vector for each of ``texts``: made here if that can be done, else bought."""
+        failure: ComputeFailed | None = None
+        for compute in (self.local, self.market):
+            if compute is None:
+                continue
+            try:
+                return await compute.embed(texts, model)
+            except ComputeFailed as error:
+                log.info("no vectors of %s: %s", compute.name, error)
+                failure = failure or error
+        assert failure is not None
+        raise failure
 
     async def close(self) -> None:
-        """Close both."""
+        """Keep what was learnt and close both."""
+        self._save()
         for compute in (self.local, self.market):
             if compute is not None:
                 await compute.close()
 
-    async def _ways(self, prompt: Prompt) -> tuple[Prompt, Compute, Compute | None]:
-        """Return the prompt with its model's own name, where it goes, and where it goes else."""
-        entry = await self.find(prompt.model or "")
-        prompt = replace(prompt, model=entry.info.name if entry is not None else None)
-        local, market = self.local, self.market
-        if entry is not None and entry.made == "bought":
-            local = None
-        if local is None:
-            assert market is not None
-            return prompt, market, None
-        if prompt.logprobs or prompt.response_schema is not None:
-            market = None  # Which has no words for them.
-        return prompt, local, market
+    # ---- Deciding --------------------------------------------------------------------------------
+
+    async def _journey(self, prompt: Prompt, wish: Wish) -> Journey:
+        """Return the call's way, decided on.
+
+        :raises ModelUnknown: if there is no such model in reach
+        :raises Unreachable: if the wish excludes all that there is
+        """
+        first = () if (prompt.model or "") in ANY_MODEL else (prompt.model or "",)
+        asked = (*first, *(name for name in wish.models if name not in first))
+        outside = self.buys is not None and wish.reach > Place.HERE
+        buyable = outside and not prompt.logprobs  # For which the ware has no words.
+        models = await self._resolve(asked, outside=outside)
+        wish = replace(wish, models=models, second_units=self._second_units(wish))
+        if self.buys is not None:
+            most_units = self._most_units()
+            wish = replace(wish, most_units=_least(wish.most_units, most_units))
+        output = self._outputs.get(models[0] if models else "", OUTPUT_GUESS_TOKENS)
+        size = Size(
+            guess_tokens(prompt),
+            min(output, prompt.max_tokens),
+            output_max=prompt.max_tokens,
+        )
+        decided = wish if buyable else replace(wish, reach=Place.HERE)
+        decision = self._default_only(
+            self.book.decide(decided, size, now_ms=_now_ms(), chance=secrets.randbits(64)),
+            anything=not models,
+        )
+        journey = Journey(
+            charged_to().reference or secrets.token_hex(12),
+            replace(prompt, model=models[0] if models else None),
+            wish,
+            size,
+            decision,
+            Means(local=self.local, market=self.buys, book=self.book, hedges=self.hedges),
+            open_market=buyable and not _restricted(wish) and wish.most_units != 0,
+        )
+        if not journey.legs and outside and not buyable:
+            raise Unsupported("log-probabilities cannot be bought; ask an engine of your own")
+        if not journey.legs:
+            raise self._no_way(decision, wish)
+        return journey
+
+    def _no_way(self, decision: Decision, wish: Wish) -> PromptRefused | ComputeFailed:
+        why = f"nobody may answer this: {decision.why_none()}"
+        if "too dear" in decision.refused:
+            return failed(why, why="the highest price", todo="Raise it")
+        if "expected too late" in decision.refused:
+            return ComputeBusy(why)
+        return Unreachable(why)
+
+    def _default_only(self, decision: Decision, *, anything: bool) -> Decision:
+        """Return the decision with the default model of this machine only, if none was named."""
+        if not anything or not self._local:
+            return decision
+        default = self._local[0].name
+        kept = [c for c in decision.ranking if c.place is not Place.HERE or c.model == default]
+        return replace(decision, ranking=tuple(kept))
+
+    async def _resolve(self, asked: tuple[str, ...], *, outside: bool) -> tuple[str, ...]:
+        """Return the names by which what was asked for goes here and on the market.
+
+        :raises ModelUnknown: if there is none of any of these names
+        """
+        await self._look_here()
+        scout = self.buys.scout if self.buys is not None and outside else None
+        here = [info.name for info in self._local]
+        if scout is not None:
+            # Nobody waits for the market while the engine here can begin.
+            needed = not here if not asked else not _matching(asked[0], here)
+            try:
+                await scout.look(wait=needed)
+            except WorldError as error:
+                log.warning("the market cannot be asked: %s", error)
+        if not asked:
+            return ()
+        names = here + (scout.names() if scout is not None else [])
+        found = [name for wanted in asked for name in _matching(wanted, names)]
+        if not found:
+            have = ", ".join(dict.fromkeys(names)) or "none"
+            raise ModelUnknown(f"there is no model {asked[0]!r} here; there is: {have}")
+        return tuple(dict.fromkeys(found))
+
+    async def _look_here(self) -> None:
+        """Bring what is known of the engine here up to date."""
+        now_s = time.monotonic()
+        if self.local is None:
+            return
+        if self._local_s is not None and now_s - self._local_s < LOCAL_AGE_MAX_S:
+            return
+        try:
+            self._local = await self.local.models()
+        except WorldError as error:
+            log.warning("no models of %s: %s", self.local.name, error)
+            self._local = []
+            self.book.drop(HERE)
+            if self.market is None:
+                raise
+            return
+        self._local_s, now_ms = now_s, _now_ms()
+        for gone in [
+            way.listing.model
+            for way in self.book
+            if way.listing.place is Place.HERE
+            and way.listing.model not in {info.name for info in self._local}
+        ]:
+            self.book.drop(HERE, gone)
+        for info in self._local:
+            listing = Listing(
+                seller=HERE,
+                place=Place.HERE,
+                model=info.name,
+                quantisation=info.quantisation,
+                slots=self._local_slots,
+                first_us=LOAD_GUESS_US if info.loaded is False else 0,
+            )
+            self.book.learn(listing, now_ms=now_ms)
+
+    def _second_units(self, wish: Wish) -> int:
+        """Return what a second is worth."""
+        if wish.second_units:
+            return wish.second_units
+        return max(self._most_units() // PRICE_IN_S, 1) if self.buys is not None else 1
+
+    def _most_units(self) -> int:
+        assert self.buys is not None
+        most_units = self.buys.most_units
+        if not self._funded:  # Two late first tokens before anything was spent.
+            self._funded, self.hedges.left_units = True, 2 * most_units
+        return most_units
+
+    # ---- Afterwards ------------------------------------------------------------------------------
+
+    def _over(self, journey: Journey, prompt: Prompt) -> None:
+        """Keep why a call went where it went, and now and then what was learnt."""
+        explanation = journey.explanation()
+        self.hedges.earn(explanation.paid_units)
+        if journey.answered:
+            model = prompt.model or ""
+            before = self._outputs.get(model, journey.output_tokens)
+            self._outputs[model] = (3 * before + max(journey.output_tokens, 1)) // 4 or 1
+        if self.calls is None:
+            return
+        self.calls.keep(explanation)
+        if time.monotonic() - self._saved_s > SAVED_EVERY_S:
+            self._save()
+
+    def _save(self) -> None:
+        if self.calls is not None:
+            self._saved_s = time.monotonic()
+            self.calls.save(self.book.saved())
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(_LATEST)
+
+
+def _matching(wanted: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if _plain(name) == _plain(wanted)]
+
+
+def _restricted(wish: Wish) -> bool:
+    """Return whether strangers are excluded, whoever they are."""
+    narrow = wish.sellers or wish.regions or wish.quantisations
+    return bool(narrow) or wish.reach < Place.MARKET
+
+
+def _least(one: int | None, other: int) -> int:
+    return other if one is None else min(one, other)
+
+
+def _narrowed(wish: Wish | None, own: Wish) -> Wish:
+    """Return a caller's wish within the router's own: each limit is the narrower one."""
+    if wish is None:
+        return own
+    return replace(
+        wish,
+        models=wish.models or own.models,
+        quantisations=_common(wish.quantisations, own.quantisations),
+        regions=_common(wish.regions, own.regions),
+        sellers=_common(wish.sellers, own.sellers),
+        banned=wish.banned | own.banned,
+        reach=min(wish.reach, own.reach),
+        most_units=wish.most_units
+        if own.most_units is None
+        else _least(wish.most_units, own.most_units),
+        deadline_ms=min(filter(None, (wish.deadline_ms, own.deadline_ms)), default=0),
+        second_units=wish.second_units or own.second_units,
+        bad_units=wish.bad_units or own.bad_units,
+    )
+
+
+def _common(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+    """Return what both allow, where nothing named is everything."""
+    if not one or not other:
+        return one or other
+    return one & other or frozenset({"\0"})  # A name that nobody has: both together allow none.
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

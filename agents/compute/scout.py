@@ -76,8 +76,10 @@ class Scout:
         await self.look(MODELS_AGE_MAX_S)
         return [ModelInfo(name=name) for name in self.names()]
 
-    async def look(self, age_max_s: float = MODELS_STALE_MAX_S) -> None:
+    async def look(self, age_max_s: float = MODELS_STALE_MAX_S, *, wait: bool = True) -> None:
         """Return once the book is no older than that; what is older is asked for meanwhile.
+
+        Without ``wait`` it returns at once.
 
         :raises ComputeFailed: if the agent has no place in a node
         """
@@ -91,7 +93,7 @@ class Scout:
         if self._asking is None or self._asking.done():
             # Held here, and ended with ``close``.
             self._asking = asyncio.create_task(self._ask())
-        if age_s is None or age_s > age_max_s or not self.names():
+        if wait and (age_s is None or age_s > age_max_s or not self.names()):
             await asyncio.shield(self._asking)
 
     async def close(self) -> None:
