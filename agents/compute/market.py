@@ -450,7 +450,7 @@ class MarketCall:
         if self._pick.most_units is not None:
             most = min(most, self._pick.most_units)
         gone = sum(self._cost(deal) for deal in self._bought)
-        if most - gone < 1:
+        if most - gone < 1 and self._market.settlements != ("none",):
             raise BudgetExhausted(limit="price of one prompt", asked_units=1, left_units=0)
         return most - gone
 
