@@ -13,6 +13,10 @@ BIN := .venv/bin
 PACKAGES := protocol negotiation escrow agents tools examples
 SETUP = PYTHON='$(PYTHON)' sh .ci/setup.sh
 
+# Some machines forbid Python to keep what it compiled. Here that costs every process of the tests a
+# second, and make clean removes it.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test test-long check style types layers tidy wheels format bench simulate
 .PHONY: contracts lock clean
 .PHONY: run-env dev-env links

@@ -165,6 +165,7 @@ class Environment:
         if self.uv is not None:
             say(f"installing {what} with uv")
             command = [self.uv, "pip", "install", "--python", str(self.python), *arguments]
+            command.append("--compile-bytecode")  # As pip does; else each first start pays for it.
             if subprocess.run(command, cwd=self.root, env=settings_for_uv()).returncode == 0:
                 return
             self._turn_to_pip()
