@@ -1,0 +1,72 @@
+"""A gateway with keys as an office runs it: killed in mid-answer, started again, and asked."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+
+from tests.tools.commands import Home, eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(300)
+
+WORDS = " ".join(f"word{number}" for number in range(60))
+SLOW = """
+from coase.agents import Price
+from coase.agents.compute.echo import EchoCompute
+from coase.agents.inference import inference_agent
+
+slow = inference_agent(
+    "slow", price=Price.per_million(input="1", output="1"), compute=EchoCompute(chunk_delay_s=0.1)
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_gateway_knows_afterwards_what_each_key_spent(tmp_path: Path) -> None:
+    home, file = Home(tmp_path / "home"), tmp_path / "slow.py"
+    file.write_text(SLOW)
+    buying = ("gateway", "--no-local", "--max-price", "0.05", "--budget", "1", "--port", "0")
+    with home.running("up", "--json") as up:
+        up.ready()
+        key = home.json("gateway", "keys", "add", "alice", "--budget", "0.5")["key"]
+        with home.running("agent", "run", str(file), "--engine", "none", "--json") as slow:
+            slow.ready()
+            with home.running(*buying, "--json") as gateway:
+                url = gateway.ready()["url"]
+                with pytest.raises(openai.AuthenticationError, match="gateway keys add"):
+                    openai.OpenAI(base_url=f"{url}/v1", api_key="x").models.list()
+                client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+                events = client.chat.completions.create(
+                    model="auto",
+                    messages=[{"role": "user", "content": WORDS}],
+                    max_tokens=400,
+                    temperature=0,
+                    stream=True,
+                    user="essay",
+                )
+                next(iter(events))
+                gateway.end(signal.SIGKILL)
+                with pytest.raises((openai.APIConnectionError, httpx.RemoteProtocolError)):
+                    list(events)
+                client.close()
+            with home.running(*buying, "--json") as gateway:
+                gateway.ready()
+
+                def settled() -> dict[str, Any] | None:
+                    (row,) = home.json("gateway", "usage", "--by", "key")
+                    return row if row["open_units"] == "0" else None
+
+                used = eventually(settled)
+        assert (used["key"], used["deals"]) == ("alice", 1)
+        assert int(used["paid_units"]) > 0
+        (told,) = home.json("gateway", "keys", "list")
+        assert told["spent"] == used["paid"]
+        assert told["promised"] == "0"
+        assert told["limits"]["total"]["limit"] == "0.5"
