@@ -13,6 +13,7 @@ from .answers import Buyer
 from .job import Job
 from .node import Node, joined, open_node
 from .plans import Plan
+from .profile import Profile
 from .purse import Budget
 from .seller import Windows
 
@@ -26,6 +27,7 @@ __all__ = [
     "Node",
     "Plan",
     "Price",
+    "Profile",
     "Purchase",
     "Windows",
     "joined",

@@ -265,8 +265,11 @@ async def open_node(
     name: str = "node",
     compute: Compute | None = None,
     margins: Margins | None = None,
+    registers: bool = False,
 ) -> AsyncIterator[Node]:
     """Join a network and yield a running node.
+
+    With ``registers`` its sellers are registered on a local chain unless their profile says no.
 
     :raises ConfigurationError: if there is no network, or the state directory is taken
     :raises TransportUnavailable: if the broker does not answer
@@ -300,7 +303,7 @@ async def open_node(
                     )
                     async with running(node):
                         serve_owner(node, journal, directory.path)
-                        serve_reputation(node)
+                        serve_reputation(node, registers=registers)
                         yield node
                 finally:
                     with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):
@@ -358,7 +361,7 @@ async def joined(
     from .wiring import ensure_funds
 
     name = agents[0].name if agents else "node"
-    async with open_node(state=state, name=name, compute=compute) as node:
+    async with open_node(state=state, name=name, compute=compute, registers=True) as node:
         for agent in agents:
             await node.add(agent)
             await ensure_funds(node.settlement, node.network, agent.address)

@@ -40,8 +40,8 @@ _TRIES_MAX: Final = 16
 class Profile:
     """What an agent lets the world know of itself, and whether it speaks of those it buys from.
 
-    Where ``register`` or ``feedback`` is None the chain decides: yes on a chain of one's own
-    machine, where gas costs nothing, and no on any other.
+    Where ``register`` or ``feedback`` is None the chain decides: no where gas costs something. On
+    a chain of one's own machine it speaks, and the commands that run a seller register it.
     """
 
     register: bool | None = None
@@ -58,9 +58,9 @@ class Profile:
     uri: str = ""
     """Where its owner publishes the file; without, the registry's entry carries it."""
 
-    def registers(self, *, local: bool) -> bool:
+    def registers(self, *, by_default: bool) -> bool:
         """Return whether an agent with something to sell is registered at its start."""
-        return local if self.register is None else self.register
+        return by_default if self.register is None else self.register
 
     def speaks(self, *, local: bool) -> bool:
         """Return whether it gives feedback."""
@@ -94,6 +94,10 @@ class Directory:
         :raises ChainUnavailable: if the endpoint does not answer
         """
         return next((one for one in await self._records(wallet) if one.paid_to == wallet), None)
+
+    def knows(self, wallet: AgentId) -> bool:
+        """Return whether an agent was ever linked to ``wallet``, as far as the log was read."""
+        return wallet in self._ids
 
     async def owned_by(self, owner: AgentId) -> AgentRecord | None:
         """Return the agent that ``owner`` has registered: the oldest, if there are several.

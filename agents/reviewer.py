@@ -59,10 +59,7 @@ PASS_EVERY_S: Final = 1.0
 AT_ONCE: Final = 8  # Words, registrations or looks of one pass; the chain serves deals first.
 AGAIN_FIRST_S: Final = 2.0
 AGAIN_MAX_S: Final = 600.0
-KEEP_MS: Final = 24 * 3600 * 1000
-"""So long a word waits for a chain that is away, for coin, or for a seller that registers."""
-UNREGISTERED_KEEP_MS: Final = 60 * 1000
-"""So long for a seller that is not registered: one that starts does it within seconds."""
+KEEP_MS: Final = 24 * 3600 * 1000  # So long a word waits for a chain that is away, or for coin.
 LOOK_EVERY_S: Final = 30.0  # On a chain of one's own; on others each look may take fifty questions.
 LOOK_EVERY_FAR_S: Final = 3600.0
 HISTORY_MAX_BLOCKS: Final = 100_000  # Two days of a quick chain; who wants more asks by command.
@@ -133,12 +130,13 @@ def note_of(thread: Thread, *, now_ms: int) -> Note | None:
 class Reviewer:
     """Does this for the agents of one node."""
 
-    def __init__(self, node: Node, registries: Registries) -> None:
+    def __init__(self, node: Node, registries: Registries, *, registers: bool = False) -> None:
         self._node, self._registries = node, registries
         self._directory = Directory(registries, from_block=node.network.from_block)
         self._registrar = Registrar(registries, self._directory)
         self._readings = Readings(registries, reader_of(node.network))
         self._local = is_local(node.network)
+        self._registers = registers and self._local
         self._notes: dict[str, Note] = {}
         self._begun: set[AgentId] = set()
         self._registered: set[AgentId] = set()
@@ -167,6 +165,9 @@ class Reviewer:
             return
         units = thread.view.to_seller_units + thread.view.to_buyer_units
         if units < self._node.settlement.asset.money(agent.profile.feedback_min).units:
+            return
+        # Nobody would count a word about one who was not registered when he was paid.
+        if not self._directory.knows(note.seller):
             return
         self._node.journal.append([note.to_record()])
         self._notes[note.name] = note
@@ -201,7 +202,7 @@ class Reviewer:
 
     async def _register(self, agent: Agent) -> None:
         name = f"register:{agent.address}"
-        if not agent.offerings or not agent.profile.registers(local=self._local):
+        if not agent.offerings or not agent.profile.registers(by_default=self._registers):
             self._registered.add(agent.address)
             return
         identity = agent.seat.identity if agent.seat is not None else None
@@ -235,33 +236,27 @@ class Reviewer:
             return
         identity = agent.seat.identity
 
-        async def say() -> bool:
+        async def say() -> None:
             call = await self._call(note)
-            if call is not None:
-                await self._registries.perform(f"{note.name}@{note.agent}", call, identity)
-            return call is not None
+            await self._registries.perform(f"{note.name}@{note.agent}", call, identity)
 
         said = await attempt(say, name=note.name, level=logging.INFO)
         age_ms = self._node.runtime.now_ms() - note.at_ms
         match said:
-            case True:
-                self._close(note)
-            case False if age_ms < UNREGISTERED_KEEP_MS:
-                self._try_again(note.name)
             case ChainUnavailable() | ConfigurationError() if age_ms < KEEP_MS:
                 self._try_again(note.name)
             case _:
                 self._close(note)
 
-    async def _call(self, note: Note) -> GiveFeedback | None:
-        """Return the call that says it, or None while the seller is not registered.
+    async def _call(self, note: Note) -> GiveFeedback:
+        """Return the call that says it.
 
         :raises ChainUnavailable: if the payment is not final yet
         :raises CallReverted: if no reader would count it
         """
         record = await self._directory.paid_to(note.seller)
         if record is None:
-            return None
+            raise CallReverted("NotRegistered", note.seller)
         job_id = bytes.fromhex(note.job_id)
         found = await self._registries.payments(note.tx_hash)
         paid = next((one for one in found if one.job_id == job_id), None)
@@ -392,14 +387,15 @@ def _entry(call: GiveFeedback, note: Note, paid: PaymentLog) -> FeedbackEntry:
     )
 
 
-def serve_reputation(node: Node) -> Reviewer | None:
+def serve_reputation(node: Node, *, registers: bool = False) -> Reviewer | None:
     """Let a node that runs register its agents, say what came of deals, and hear what is said.
 
-    None where its network has no registries.
+    None where its network has no registries. With ``registers`` sellers whose profile says nothing
+    of it are registered as well, if the chain is this machine's own.
     """
     if node.registries is None:
         return None
-    reviewer = Reviewer(node, node.registries)
+    reviewer = Reviewer(node, node.registries, registers=registers)
     node.runtime.observers.append(reviewer.observe)
     node.runtime.start(supervise, "reputation", reviewer.run)
     return reviewer

@@ -514,7 +514,7 @@ def rating_permille(one: Counted) -> int | None:
     best = 100 * 10**one.entry.decimals
     if one.entry.tag1 != STARRED or not 0 <= one.entry.value <= best:
         return None
-    return one.entry.value * 1_000 // best
+    return int(one.entry.value * 1_000 // best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

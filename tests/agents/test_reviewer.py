@@ -29,7 +29,7 @@ WAIT_MAX_S = 60
 def reviewer_of(node: Node) -> Reviewer:
     """A node's reviewer that works only when it is told to."""
     assert node.registries is not None
-    reviewer = Reviewer(node, node.registries)
+    reviewer = Reviewer(node, node.registries, registers=True)
     node.runtime.observers.append(reviewer.observe)
     return reviewer
 
@@ -74,6 +74,11 @@ async def test_a_seller_is_registered_praised_and_known_for_it(tmp_path: Path) -
             # Whoever sells nothing is not registered.
             assert await directory.paid_to(buyer.address) is None
 
+            # Its first offer makes it known: whoever is not registered is not spoken of.
+            assert await buy(buyer, "who are you?") > 0
+            await market.rest(node)
+            await worked(node, reviewer)
+            assert to_be_said(node, buyer) == []
             assert await buy(buyer, "all is well") > 0
             assert await buy(stranger, "all is well again") > 0
             await market.rest(node)
@@ -134,22 +139,36 @@ async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
             reviewer = reviewer_of(node)
             # Registered only after the deal: at its block nobody was paid as this agent.
             assert await buy(buyer, "too early") > 0
-            assert await buy(cheap, "too little") > 0
             await market.rest(node)
-            await on_disk(node)
-            assert to_be_said(node, cheap) == []
-            assert len(to_be_said(node, buyer)) == 1
-            before = transactions(market, buyer)
             await worked(node, reviewer)
             record = await Directory(registries).paid_to(seller.address)
             assert record is not None
+            ((_, _, early),) = node.journal.summaries(buyer.address)
+            early = json.loads(early)
+            note = Note(
+                agent=buyer.address,
+                deal=early["deal"],
+                seller=seller.address,
+                job_id=early["job_id"],
+                tx_hash=early["history"][-1][-1],
+                value=100,
+                capability=early["capability"],
+                at_ms=early["history"][-1][0],
+            )
+            node.journal.append([note.to_record()])
+            await on_disk(node)
+            before = transactions(market, buyer)
+            await worked(node, Reviewer(node, registries))
             assert to_be_said(node, buyer) == []
             assert transactions(market, buyer) == before
             assert await registries.feedback(record.agent_id) == []
 
             # A good word, said again by somebody who did not pay, and one that points nowhere.
             assert await buy(buyer, "in time") > 0
+            assert await buy(cheap, "too little") > 0
             await market.rest(node)
+            await on_disk(node)
+            assert to_be_said(node, cheap) == []
             await worked(node, reviewer)
             (entry,) = await registries.feedback(record.agent_id)
             forged = data_uri(b"{}")

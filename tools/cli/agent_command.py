@@ -143,7 +143,7 @@ async def _run(found: list[Agent], engine: str, state: Path | None, as_json: boo
     compute = await _engine(engine)
     try:
         fresh = not (place / "node.key.json").exists()
-        async with open_node(network=network, state=place, compute=compute) as node:
+        async with open_node(network=network, state=place, compute=compute, registers=True) as node:
             if fresh:
                 say(f"made a new key, kept in {place}")
             for agent in found:

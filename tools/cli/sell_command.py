@@ -153,7 +153,7 @@ async def _run(agent: Agent, stock: Stock, compute: Compute, place: Path, *, as_
     from .purchases import fund
     from .till import Till
 
-    async with open_node(state=place, compute=compute) as node:
+    async with open_node(state=place, compute=compute, registers=True) as node:
         await node.add(agent)
         balance = await fund(node, agent)
         till = Till(node, agent, stock, as_json=as_json)
