@@ -180,6 +180,8 @@ class MarketCompute(Compute):
     @property
     def name(self) -> str:
         """What it is and where."""
+        if self.settlements == ("none",):
+            return "the firm"
         return f"the market, for at most {self.max_price} a prompt"
 
     async def models(self) -> list[ModelInfo]:

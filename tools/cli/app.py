@@ -265,6 +265,8 @@ def load() -> None:
         demo_command,
         deploy_command,
         dispute_command,
+        explain_command,
+        firm_command,
         gateway_command,
         identity_commands,
         keeper_command,
@@ -280,11 +282,12 @@ def load() -> None:
         withdraw_command,
     )
 
+    _ = explain_command
     _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
     _ = (deploy_command, dispute_command, gateway_command, keeper_command, keys_command)
     _ = (lan_commands, look_commands, model_command, plan_command, sell_command)
     _ = (up_command, wallet_commands, withdraw_command)
-    _ = (identity_commands, reputation_command)
+    _ = (firm_command, identity_commands, reputation_command)
 
 
 def run() -> None:

@@ -81,11 +81,12 @@ def gateway(
         return
     if bool(max_price) != bool(budget):
         raise_user("--max-price and --budget go together: the most for one prompt, and in all")
-    if not local and not max_price:
+    firm = _in_a_firm()
+    if not local and not max_price and not firm:
         raise_user("with --no-local all is bought: give --max-price and --budget")
 
     makes = (engine, url) if local else None
-    buys = _Buying(max_price, budget, stall, state) if max_price else None
+    buys = _Buying(max_price, budget, stall, state) if max_price or firm else None
 
     async def work() -> None:
         directory = directory_of(state)
@@ -95,11 +96,20 @@ def gateway(
     perform(work)
 
 
+def _in_a_firm() -> bool:
+    """Return whether this machine's user is of a firm that could answer for nothing."""
+    from coase.agents.config import network_path
+    from coase.agents.firm import FirmFile
+
+    return FirmFile().current() is not None and network_path().exists()
+
+
 @dataclass(frozen=True, slots=True)
 class _Buying:
     """Within what it buys."""
 
     max_price: str
+    """Nothing where only the firm is asked."""
     budget: str
     stall: int
     state: Path | None
@@ -117,6 +127,7 @@ async def _serve(
 ) -> None:
     import anyio
 
+    from coase.agents.compute.calllog import CallLog
     from coase.agents.compute.router import RouterCompute
     from coase.tools.gateway.server import application, serving
     from coase.tools.gateway.usage import UsageJournal
@@ -129,7 +140,9 @@ async def _serve(
         if own is not None:
             stack.push_async_callback(own.close)
         market = await _market(stack, buys) if buys is not None else None
-        router = RouterCompute(local=own, market=market)
+        calls = stack.enter_context(closing(CallLog(directory)))
+        router = RouterCompute(local=own, market=market, calls=calls, local_slots=LOCAL_AT_ONCE)
+        stack.push_async_callback(router.close)
         books = _books(journal, market, buys)
         at = await stack.enter_async_context(
             serving(application(router, doors, books), host=host, port=port)
@@ -238,13 +251,17 @@ async def _market(stack: AsyncExitStack, buys: _Buying) -> MarketCompute:
     from .purchases import fund
 
     network = load_network()
-    if network.asset.money(buys.max_price).units == 0:
+    if buys.max_price and network.asset.money(buys.max_price).units == 0:
         raise ConfigurationError("--max-price is 0: name the most that an answer is worth to you")
     place = place_for(network, NAME, buys.state)
     node = await stack.enter_async_context(open_node(network=network, state=place))
-    agent = await node.add(Agent(NAME, budget=buys.budget))
-    await fund(node, agent)
+    agent = await node.add(Agent(NAME, budget=buys.budget or "0"))
     limits = Limits(concurrency=BOUGHT_AT_ONCE, queue_max=QUEUE_MAX)
+    if not buys.max_price:
+        return MarketCompute(
+            agent, max_price="0", settlements=("none",), stall_max_s=buys.stall, limits=limits
+        )
+    await fund(node, agent)
     return MarketCompute(agent, max_price=buys.max_price, stall_max_s=buys.stall, limits=limits)
 
 
