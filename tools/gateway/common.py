@@ -28,9 +28,11 @@ from coase.agents.compute.ports import (
     Usage,
 )
 from coase.agents.compute.router import ModelUnknown, RouterCompute
+from coase.agents.compute.routing import Wish
 from coase.protocol.errors import BudgetExhausted, CoaseError
 
 from .calls import Told, call_of
+from .wishes import BadWish, wish_of
 
 # A prompt of the largest size, with every character escaped.
 BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -86,6 +88,7 @@ async def body_of(request: Request) -> dict[str, Any]:
         raise Wrong(400, "the body is no JSON object")
     if (call := call_of(request)) is not None:
         call.read(body)
+    request.state.body = body
     return body
 
 
@@ -243,7 +246,14 @@ class Answer:
         return time.monotonic_ns() - self.begun_ns
 
     def origin(self) -> dict[str, Any]:
-        """Return where it was made, by whom and for how much, as far as that is known."""
+        """Return where it was made, by whom, for how much and why, as far as that is known."""
+        found = self._made()
+        latest = self._latest or self.first
+        if (explanation := latest.explanation or self.first.explanation) is not None:
+            found |= {"call": explanation.call, "explanation": explanation.brief()}
+        return found
+
+    def _made(self) -> dict[str, Any]:
         latest = self._latest or self.first
         if not isinstance(latest, BoughtChunk) or not latest.bought:
             return {"made": "local"}
@@ -266,7 +276,7 @@ class Answer:
         found = {
             f"x-coase-{name}": str(value)
             for name, value in origin.items()
-            if name != "sellers_before"
+            if name not in ("sellers_before", "explanation")
         }
         if self.ignored:
             found["x-coase-ignored"] = ", ".join(self.ignored)
@@ -291,10 +301,25 @@ async def begin(
     :raises Wrong: if there is none
     """
     begun_ns = time.monotonic_ns()
-    call = call_of(request)
-    stream = router.stream(prompt) if call is None else call.answer(lambda: router.stream(prompt))
+    call, wish = call_of(request), _wish(request, router)
+
+    def routed() -> AsyncGenerator[Chunk, None]:
+        return router.stream(prompt, wish)
+
+    stream = routed() if call is None else call.answer(routed)
     first = await unless_gone(request, lambda: anext(stream))
     return Answer(first, stream, ignored, begun_ns)
+
+
+def _wish(request: Request, router: RouterCompute) -> Wish | None:
+    """Return what a request wishes of the router.
+
+    :raises Wrong: if that cannot be read
+    """
+    try:
+        return wish_of(getattr(request.state, "body", {}), request.headers, router)
+    except BadWish as error:
+        raise Wrong(400, str(error), param=error.field) from None
 
 
 async def whole(request: Request, answer: Answer) -> Whole:
