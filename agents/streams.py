@@ -16,6 +16,7 @@ from coase.escrow.accounts import (
     BuyerChannel,
     BuyerLimits,
     BuyerRecord,
+    Fault,
     SellerChannel,
     SellerPolicy,
     SellerRecord,
@@ -412,6 +413,8 @@ class Streams:
         except ViewTooOld:
             self.want(channel_id)
             raise
+        if not records:
+            raise VoucherRefused(Fault.NOT_ABOVE_LAST, "it has paid for something already")
 
         def commit(step: Step, now_ms: int) -> None:
             line.seller, line.used_s = after, now_s

@@ -122,6 +122,15 @@ class VoucherTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class VoucherBooked:
+    """A voucher came after one with a higher total: of what that one brought, ``units`` were meant
+    for this deal."""
+
+    deal_id: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkSent:
     """The seller is about to send a chunk worth ``units``."""
 
@@ -175,7 +184,7 @@ class SigningStopped:
     why: str
 
 
-SellerRecord = VoucherTaken | ChunkSent | StreamEnded
+SellerRecord = VoucherTaken | VoucherBooked | ChunkSent | StreamEnded
 BuyerRecord = (
     ChannelOpened | VoucherPromised | ChunkChecked | TotalRecovered | StreamEnded | SigningStopped
 )
@@ -185,6 +194,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
         VoucherTaken,
+        VoucherBooked,
         ChunkSent,
         ChannelOpened,
         VoucherPromised,
@@ -284,8 +294,11 @@ class SellerChannel:
     policy: SellerPolicy
     voucher: Voucher | None = None
     streams: Mapping[str, Stream] = field(default_factory=dict)
-    arrears_units: int = 0
-    """What streams that ended have left unpaid: nobody gets a chunk for nothing again and again."""
+    left_units: int = 0
+    """What streams that ended have left unpaid."""
+    unbooked_units: int = 0
+    """What vouchers brought beyond what they paid for: it pays what is left unpaid, or deals whose
+    own vouchers are on their way still."""
     view: ChannelView | None = None
 
     @classmethod
@@ -322,12 +335,17 @@ class SellerChannel:
         """Return the end after a move that was journalled."""
         match record:
             case VoucherTaken(deal_id, units, total, signature):
-                last = self.voucher.units if self.voucher is not None else total - units
                 return replace(
                     self,
                     voucher=Voucher(self.channel_id, total, signature),
                     streams=_booked(self.streams, deal_id, paid_units=units),
-                    arrears_units=max(0, self.arrears_units - (total - last - units)),
+                    unbooked_units=self.unbooked_units + self._surplus(deal_id, units, total),
+                )
+            case VoucherBooked(deal_id, units):
+                return replace(
+                    self,
+                    streams=_booked(self.streams, deal_id, paid_units=units),
+                    unbooked_units=self.unbooked_units - units,
                 )
             case ChunkSent(deal_id, units):
                 return replace(self, streams=_booked(self.streams, deal_id, work_units=units))
@@ -335,8 +353,24 @@ class SellerChannel:
                 return replace(
                     self,
                     streams=_without(self.streams, deal_id),
-                    arrears_units=self.arrears_units + _unpaid(self.streams.get(deal_id)),
+                    left_units=self.left_units + _unpaid(self.streams.get(deal_id)),
                 )
+
+    def _surplus(self, deal_id: str, units: int, total: int) -> int:
+        """Return what a voucher brings beyond ``units``.
+
+        What lies below the first is not known. It may be old, and delivered for by a seller who
+        lost his journal, so it pays no more than what is open in other deals now.
+        """
+        if self.voucher is not None:
+            return total - self.voucher.units - units
+        others = sum(_unpaid(one) for name, one in self.streams.items() if name != deal_id)
+        return min(total - units, others)
+
+    @property
+    def arrears_units(self) -> int:
+        """What ended streams have left unpaid: nobody gets a chunk for nothing again and again."""
+        return max(0, self.left_units - self.unbooked_units)
 
     @property
     def channel_id(self) -> bytes:
@@ -372,8 +406,10 @@ class SellerChannel:
     ) -> tuple[SellerChannel, tuple[SellerRecord, ...]]:
         """Take a voucher that raises the total by at least ``units``, which pay for a deal.
 
-        The same voucher again changes nothing. What it raises the total by beyond ``units`` pays
-        arrears, and else nobody: a seller who lost his journal is not made to deliver for it.
+        The same voucher again changes nothing, and pays for nothing more. What it raises the total
+        by beyond ``units`` pays arrears, or the deals whose own vouchers come later than this one,
+        which do not raise it any more; and else nobody: a seller who lost his journal is not made
+        to deliver for it.
 
         :raises VoucherRefused: if it secures less than it says
         :raises ViewTooOld: if the chain has to be asked first
@@ -382,6 +418,10 @@ class SellerChannel:
             return self, ()
         if voucher.channel_id != self.channel_id:
             raise VoucherRefused(Fault.OTHER_CHANNEL)
+        if voucher.units <= self.secured_units and 0 < units <= self.unbooked_units:
+            self._check_signed(voucher)
+            booked = VoucherBooked(deal_id, units)
+            return self.after(booked), (booked,)
         view = self._view(now_s)
         if view.is_withdrawing:
             raise VoucherRefused(Fault.WITHDRAWAL_PENDING)
@@ -391,14 +431,17 @@ class SellerChannel:
             raise VoucherRefused(Fault.NOT_ABOVE_LAST, f"{voucher.units}")
         if units < 0 or voucher.units < self.secured_units + units:
             raise VoucherRefused(Fault.TOO_LITTLE, f"{voucher.units - self.secured_units}")
+        self._check_signed(voucher)
+        record = VoucherTaken(deal_id, units, voucher.units, voucher.signature)
+        return self.after(record), (record,)
+
+    def _check_signed(self, voucher: Voucher) -> None:
         try:
             signer = voucher.signer(self.domain)
         except BadSignature as error:
             raise VoucherRefused(Fault.BAD_SIGNATURE, str(error)) from error
         if signer != self.config.payer_authorizer:
             raise VoucherRefused(Fault.BAD_SIGNATURE, f"signed by {signer}")
-        record = VoucherTaken(deal_id, units, voucher.units, voucher.signature)
-        return self.after(record), (record,)
 
     def send(
         self, *, deal_id: str, units: int, now_s: int

@@ -448,3 +448,43 @@ def test_whatever_the_other_side_does_a_chunk_or_the_limit_is_at_risk(
 def checked(buyer: BuyerChannel, deal: str) -> int:
     stream = buyer.streams.get(deal)
     return stream.work_units if stream is not None else 0
+
+
+def test_vouchers_that_overtake_each_other_pay_each_for_its_own_deal() -> None:
+    seller = seller_of()
+    records: list[SellerRecord] = []
+    for deal in ("a", "b"):
+        seller, more = seller.send(deal_id=deal, units=10, now_s=NOW_S)
+        records += more
+    late, early = voucher(10), voucher(20)  # Signed for a, then for b.
+    seller, more = seller.take(early, deal_id="b", units=10, now_s=NOW_S)
+    records += more
+    assert (seller.secured_units, seller.unbooked_units) == (20, 10)
+    assert refused(seller, late, pays=11) is Fault.NOT_ABOVE_LAST
+    assert refused(seller, voucher(10, OTHER)) is Fault.BAD_SIGNATURE
+    seller, more = seller.take(late, deal_id="a", units=10, now_s=NOW_S)
+    records += more
+    assert (seller.secured_units, seller.unbooked_units, seller.exposed_units) == (20, 0, 0)
+    assert seller.voucher == early
+    assert refused(seller, late) is Fault.NOT_ABOVE_LAST  # Not for a third deal as well.
+    assert [decode_record(encode_record(one)) for one in records] == records
+    again = SellerChannel.accept(CONFIG, DOMAIN, POLICY, seller=SELLER.address, records=records)
+    assert again.see(VIEW) == seller
+
+
+def test_what_pays_arrears_may_turn_out_to_be_meant_for_another_deal() -> None:
+    seller = taken(seller_of(), 5, pays=5, deal="z")
+    seller, _ = seller.send(deal_id="left", units=10, now_s=NOW_S)
+    seller, _ = seller.end("left")
+    seller, _ = seller.send(deal_id="a", units=10, now_s=NOW_S)
+    seller = taken(seller, 25, pays=10, deal="b")
+    assert (seller.arrears_units, seller.exposed_units) == (0, 10)
+    seller = taken(seller, 15, pays=10, deal="a")
+    assert (seller.arrears_units, seller.exposed_units) == (10, 10)
+
+
+def test_old_money_pays_no_more_than_what_is_open_at_the_first_voucher() -> None:
+    seller, _ = seller_of().send(deal_id="a", units=4, now_s=NOW_S)
+    seller = taken(seller, 80, pays=5, deal="b")
+    assert seller.unbooked_units == 4
+    assert refused(seller, voucher(70), pays=5) is Fault.NOT_ABOVE_LAST

@@ -1,0 +1,75 @@
+"""Channels between sides that lie, and between honest ones in bad times."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from coase.agents.ports import Codec
+from coase.protocol.states import State
+
+from .desks import head_of, kind_of
+from .test_streams import Streaming, over
+
+
+@pytest.fixture
+def market() -> Streaming:
+    return Streaming()
+
+
+class OldVouchers(Codec):
+    """Says each time the first voucher that was ever signed."""
+
+    first: dict[str, str] | None = None
+
+    def encode(self, *, kind: str, plain: bytes, **rest: Any) -> bytes:
+        """Return the envelope around another voucher."""
+        if kind == "voucher":
+            body = json.loads(plain)
+            self.first = self.first or body
+            plain = json.dumps({**self.first, "units": body["units"]}).encode()
+        return super().encode(kind=kind, plain=plain, **rest)
+
+
+def test_a_voucher_pays_once_whatever_is_said_of_it(market: Streaming) -> None:
+    desk = market.buyer.desk
+    desk.codec = OldVouchers(desk.codec.identity, net=desk.codec.net)
+    market.buy()
+    market.until(lambda: market.paid() > 0)
+    market.pass_ms(10_000)
+    thread = next(iter(market.seller.desk.threads.values()))
+    assert thread.paid_units == market.paid() < market.signed()
+    assert thread.owed_units > 0
+    market.until(lambda: not market.seller.desk.threads, within_ms=300_000)
+    (deal,) = [name for name, data in market.seller.closed if data]
+    assert deal == thread.deal
+    assert market.paid() == thread.paid_units
+
+
+def test_vouchers_of_two_deals_that_overtake_each_other_pay_both(market: Streaming) -> None:
+    first = market.buy()
+    market.until(lambda: over(first))
+    before = market.paid()
+    lost: dict[str, int] = {}
+
+    def lose(to: str, wire: bytes) -> bool:
+        """Lose each voucher of one of the two deals twice, so that others come before it."""
+        if kind_of(wire) != "voucher":
+            return False
+        head = head_of(wire)
+        slow = next(iter(market.seller.desk.threads), "")
+        lost[head["id"]] = lost.get(head["id"], 0) + 1
+        return head["deal"] == slow and lost[head["id"]] < 3
+
+    market.lost = lose
+    asks = [market.buy(), market.buy()]
+    market.until(lambda: all(over(ask) for ask in asks))
+    assert max(lost.values()) > 2
+    paid = 0
+    for ask in asks:
+        assert ask.outcome is not None
+        assert (ask.outcome.state, ask.outcome.verdict) == (State.SETTLED, "good")
+        paid += ask.outcome.view.to_seller_units
+    assert market.paid() == market.signed() == before + paid
