@@ -233,7 +233,7 @@ class Call:
 
     def _count(self, chunk: Chunk) -> None:
         self.answered = True
-        self.made = "bought" if isinstance(chunk, BoughtChunk) and chunk.bought else "local"
+        self.made = made_by(chunk)
         self.output_tokens += chunk.tokens
         if chunk.usage is not None:
             self.used(chunk.usage)
@@ -264,6 +264,13 @@ class Call:
                 duration_ms=(time.monotonic_ns() - self._begun_ns) // 1_000_000,
             )
         )
+
+
+def made_by(chunk: Chunk) -> str:
+    """Return where a piece of an answer was made: ``local``, by the ``firm``, or ``bought``."""
+    if not isinstance(chunk, BoughtChunk) or not chunk.bought:
+        return "local"
+    return "bought" if chunk.bought[-1].price_units else "firm"
 
 
 async def _in_time(

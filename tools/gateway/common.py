@@ -31,7 +31,7 @@ from coase.agents.compute.router import ModelUnknown, RouterCompute
 from coase.agents.compute.routing import Wish
 from coase.protocol.errors import BudgetExhausted, CoaseError
 
-from .calls import Told, call_of
+from .calls import Told, call_of, made_by
 from .wishes import BadWish, wish_of
 
 # A prompt of the largest size, with every character escaped.
@@ -259,7 +259,7 @@ class Answer:
             return {"made": "local"}
         deal = latest.bought[-1]
         found: dict[str, Any] = {
-            "made": "bought",
+            "made": made_by(latest),
             "seller": deal.seller,
             "deal": deal.deal,
             "price": deal.price,

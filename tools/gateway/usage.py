@@ -54,7 +54,7 @@ class Used:
     tag: str = ""
     model: str = ""
     made: str = ""
-    """``local`` or ``bought``; nothing where no answer began."""
+    """``local``, ``firm`` or ``bought``; nothing where no answer began."""
     outcome: str = "done"
     """``done``, ``broken``, or why there was no answer."""
     input_tokens: int = 0
