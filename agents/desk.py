@@ -421,7 +421,7 @@ class Desk(Delivery):
         body = open_body(header, header.body.encode()).body
         if not isinstance(body, Describe) or self.seller is None:
             return
-        for description in self.seller.describe(body.name):
+        for description in self.seller.describe(body.name, header.id):
             plain = description.model_dump_json().encode()
             wire = self._encode(
                 "description", self._id(), header.sender, header.deal, header.id, plain, "", now_ms

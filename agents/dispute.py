@@ -42,7 +42,7 @@ class ArbiterFace:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    def describe(self, name: str) -> list[Description]:
+    def describe(self, name: str, question: str) -> list[Description]:
         """Return the key that evidence is sealed to."""
         return [
             Description(
@@ -54,6 +54,7 @@ class ArbiterFace:
                 about="runs the deterministic check again and rules",
                 models=[],
                 key=self._desk.codec.public_key(self._desk.inbox_secret),
+                firm="",
             )
         ]
 

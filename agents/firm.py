@@ -23,6 +23,8 @@ from .config import state_home, write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from coase.protocol.envelope import Message
+    from coase.protocol.messages import Description
     from coase.protocol.types import AgentId
 
 FIRM_FILE: Final = "firm.json"
@@ -158,6 +160,33 @@ class FirmFile:
     def forget(self) -> None:
         """Leave the firm: from now on nobody is trusted, and nobody trusts us by the code."""
         self.path.unlink(missing_ok=True)
+
+
+class Colleagues:
+    """Who of the firm was met: by a proof in what it said of itself, or by the list of keys."""
+
+    def __init__(self, file: FirmFile) -> None:
+        self.file = file
+        self._met: dict[AgentId, Firm] = {}
+
+    def hear(self, message: Message, description: Description) -> None:
+        """Take note of who describes itself."""
+        firm, sender = self.file.current(), message.sender
+        if firm is None:
+            self._met.pop(sender, None)
+        elif firm.has(sender, description.firm, side="seller", request_id=message.re):
+            if len(self._met) >= KEYS_MAX:
+                del self._met[next(iter(self._met))]
+            self._met[sender] = firm
+        else:
+            self._met.pop(sender, None)
+
+    def __contains__(self, agent: object) -> bool:
+        """Whether an agent is of the firm as it is now, as far as it was met."""
+        firm = self.file.current()
+        if firm is None:
+            return False
+        return self._met.get(str(agent)) == firm or any(agent == key for key, _ in firm.keys)
 
 
 def _parse(text: str) -> Firm:

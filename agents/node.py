@@ -23,7 +23,7 @@ from .collector import COIN_UNITS, LOCAL_CLAIMS, PUBLIC_CLAIMS, Collector
 from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
-from .firm import FirmFile
+from .firm import Colleagues, FirmFile
 from .limits import Budgets
 from .means import Means
 from .ports import Chance, Codec, Journal
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from coase.escrow.backends.keystore import KeyRing
     from coase.escrow.ports import Settlement
+    from coase.protocol.envelope import Message
     from coase.protocol.identity import Identity
     from coase.protocol.messages import Description
     from coase.protocol.ports import Transport
@@ -102,6 +103,7 @@ class Node:
         self.agents: list[Agent] = []
         self.firm = FirmFile()
         """The firm of whoever runs this node, for whose agents nothing costs anything."""
+        self.colleagues = Colleagues(self.firm)
         self.budgets = Budgets(settlement.asset, swarm=budget, directory=directory)
         """``budget`` binds all agents together; the owner's word in ``directory`` goes over it."""
 
@@ -174,7 +176,12 @@ class Node:
         self.agents.append(agent)
         self.runtime.observers.append(agent.observe)
         advocate = agent.advocate = Advocate(agent)
-        desk.on_description = advocate.on_description
+
+        def described(message: Message, description: Description) -> None:
+            self.colleagues.hear(message, description)
+            advocate.on_description(message, description)
+
+        desk.on_description = described
         self.runtime.observers.append(
             lambda who, notice: advocate.observe(who, notice, self.runtime.start)
         )

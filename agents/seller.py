@@ -326,8 +326,9 @@ class SellerDesk:
         """Return None: a seller has no timers of its own."""
         return None
 
-    def describe(self, name: str) -> list[Description]:
+    def describe(self, name: str, question: str) -> list[Description]:
         """Return what is sold under ``name``; everything for an empty name."""
+        firm = self.firm()
         return [
             Description(
                 agent=self.agent[:128],
@@ -338,6 +339,7 @@ class SellerDesk:
                 about=ware.about[:200],
                 models=[name[:128] for name in ware.models[:MODELS_MAX]],
                 key=self.inbox_key,
+                firm=firm.proof("seller", question, self.desk.me) if firm is not None else "",
             )
             for ware in self.wares.values()
             if name in ("", ware.name, ware.capability)

@@ -143,8 +143,11 @@ class Seller(Half, Protocol):
     def requested(self, header: Header, request: Request, step: Step, *, now_ms: int) -> None:
         """React to a request for something that the agent sells."""
 
-    def describe(self, name: str) -> list[Description]:
-        """Return what the agent sells under ``name``; everything for an empty name."""
+    def describe(self, name: str, question: str) -> list[Description]:
+        """Return what the agent sells under ``name``; everything for an empty name.
+
+        ``question`` is the id of the message that asks.
+        """
 
     def unable(self, thread: Thread, *, now_ms: int) -> str:
         """Return the NACK reason if ``thread`` cannot be agreed now, else nothing."""

@@ -427,6 +427,8 @@ class Description(Wire):
     about: ShortText
     models: Annotated[list[NameText], Field(max_length=MODELS_MAX)]
     key: KeyText
+    firm: ProofText
+    """What proves to those of the seller's firm that it is one of them; nothing without one."""
 
 
 class Evidence(Wire):

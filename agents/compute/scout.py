@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WARE: Final = "inference"
+FREE: Final = "none"
+"""How what is done within a firm is paid."""
+_FREE: Final[dict[str, Any]] = {
+    "fixed_units": 0,
+    "input_units": 0,
+    "cached_units": 0,
+    "output_units": 0,
+    "second_units": 0,
+}
 MODELS_AGE_MAX_S: Final = 30
 # Older than that nobody decides by it: whoever asks then waits for the answers.
 MODELS_STALE_MAX_S: Final = 150
@@ -55,13 +64,20 @@ class Scout:
         book: RouteBook,
         *,
         most_units: Callable[[], int],
-        place_of: Callable[[AgentId], Place] = lambda seller: Place.MARKET,
     ) -> None:
-        self.agent, self.book, self.place_of = agent, book, place_of
+        self.agent, self.book = agent, book
         self._most_units = most_units
+        self._firm: set[AgentId] = set()
+        """Sellers whose last offer was one of our own firm's."""
         self._heard_s: float | None = None
         self._asking: asyncio.Task[None] | None = None
         self._listens = False
+
+    def place_of(self, seller: AgentId) -> Place:
+        """Return whether a seller is known to be of our own firm."""
+        node = self.agent.node
+        ours = seller in self._firm or (node is not None and seller in node.colleagues)
+        return Place.FIRM if ours else Place.MARKET
 
     def names(self) -> list[str]:
         """Return the models that somebody sold when he was heard last, by name; asks nobody."""
@@ -140,7 +156,8 @@ class Scout:
                     first_us=DEAL_GUESS_US,
                 )
             )
-            listing = replace(known, place=self.place_of(seller), **rates)
+            asked = rates if self.place_of(seller) is Place.MARKET else _FREE
+            listing = replace(known, place=self.place_of(seller), **asked)
             self.book.learn(listing, now_ms=now_ms)
 
     def _listen(self) -> None:
@@ -161,21 +178,25 @@ class Scout:
         """Learn from an offer what is asked, and from the first one of a thread how far it is."""
         terms, request, now_ms = thread.agreed_terms, thread.request, _now_ms()
         seller, work = thread.counterparty, terms.work
-        way = self.book.way(seller, work.model)
-        if way is None:
-            fixed = work.pricing == "fixed"
-            listing = Listing(
-                seller=seller,
-                place=self.place_of(seller),
-                model=work.model,
-                fixed_units=terms.price_units if fixed else 0,
-                input_units=work.input_price_units,
-                cached_units=work.cached_input_price_units,
-                output_units=work.output_price_units,
-                second_units=work.second_price_units,
-                first_us=DEAL_GUESS_US,
-            )
-            self.book.learn(listing, now_ms=now_ms)
+        free = work.settlement == FREE
+        if free and self._refused(thread.deal):
+            return  # Whoever offers to work for nothing, and is not of the firm.
+        if free != (seller in self._firm) and FREE in request.settlements:
+            (self._firm.add if free else self._firm.discard)(seller)
+        rates: dict[str, Any] = _FREE
+        if not free:
+            rates = {
+                "fixed_units": terms.price_units if work.pricing == "fixed" else 0,
+                "input_units": work.input_price_units,
+                "cached_units": work.cached_input_price_units,
+                "output_units": work.output_price_units,
+                "second_units": work.second_price_units,
+            }
+        way, place = self.book.way(seller, work.model), self.place_of(seller)
+        if way is None or way.listing.place is not place:
+            known = Listing(seller=seller, place=place, model=work.model, first_us=DEAL_GUESS_US)
+            known = way.listing if way is not None else known
+            self.book.learn(replace(known, place=place, **rates), now_ms=now_ms)
         size = Size(request.input_max, request.output_max)
         self.book.offered(seller, work.model, terms.price_units, size, now_ms=now_ms)
         buying = self.agent.buying
@@ -183,6 +204,12 @@ class Scout:
         if ask is not None and ask.sent == 1 and len(thread.history) == 1:
             away_us = max(now_ms - ask.opened_ms, 1) * 1_000
             self.book.measured(seller, away_us, now_ms=now_ms)
+
+    def _refused(self, deal: str) -> bool:
+        """Return whether an offer is over already: the desk looked at it before we do."""
+        seat = self.agent.seat
+        thread = seat.desk.threads.get(deal) if seat is not None else None
+        return thread is None or thread.over
 
 
 def listed_rates(price: str, asset: Asset) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def samples() -> dict[str, dict[str, Any]]:
         "about": "",
         "models": ["small"],
         "key": "33" * 32,
+        "firm": "",
     }
     found["chunk"] = {"text": "t", "tokens": 1, "at": 0, "due_units": "0"}
     found["voucher"] = {"units": "1", "total_units": "2", "signature": SIGNATURE}

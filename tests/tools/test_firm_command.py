@@ -40,7 +40,7 @@ def test_a_firm_is_made_here_and_joined_there(home: Home, tmp_path: Path) -> Non
 def test_keys_are_listed_by_hand(home: Home) -> None:
     home.call("firm", "add", ANN.upper().replace("0X", "0x"), "--name", "ann")
     assert home.json("firm", "list")["firm"]["keys"] == {ANN: "ann"}
-    assert "no code" in home.call("firm", "code", code=2).stderr
+    assert "no code" in home.run("firm", "code", code=2).stderr
     home.call("firm", "remove", ANN)
     assert "not on" in home.call("firm", "remove", ANN, code=2).stderr
     assert "no address" in home.call("firm", "add", "ann", code=2).stderr

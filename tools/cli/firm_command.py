@@ -65,11 +65,12 @@ def create(
         return made
 
     made = perform(work)
+    code_ = _code(made)
     if json_:
-        emit(_told(made, with_code=True))
+        emit({**_told(made), "code": code_})
         return
     say(f"the firm {made.name!r} is made; on each other machine of it:")
-    out.print(f"coase firm join {_code(made)}", soft_wrap=True, highlight=False)
+    out.print(f"coase firm join {code_}", soft_wrap=True, highlight=False)
 
 
 @firm.command(name="join")
@@ -182,12 +183,12 @@ def remove(address: Address) -> None:
 def code() -> None:
     """Print the firm's code again. Show it to nobody who is not of the firm."""
 
-    async def work() -> Firm:
+    async def work() -> str:
         from coase.agents.firm import FirmFile
 
-        return _require(FirmFile().read())
+        return _code(_require(FirmFile().read()))
 
-    out.print(_code(perform(work)), highlight=False)
+    out.print(perform(work), highlight=False)
 
 
 def _change(address: str, name: str) -> None:
@@ -223,12 +224,9 @@ def _code(known: Firm) -> str:
     return known.code.text
 
 
-def _told(known: Firm, *, with_code: bool = False) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": known.name, "keys": dict(known.keys)}
-    told["by_code"] = known.code is not None
-    if with_code:
-        told["code"] = _code(known)
-    return told
+def _told(known: Firm) -> dict[str, Any]:
+    by_code = known.code is not None
+    return {"name": known.name, "keys": dict(known.keys), "by_code": by_code}
 
 
 def _uses() -> list[_Use]:
