@@ -166,6 +166,36 @@ class Streams:
         if self._config(seller, number).channel_id(self.domain) == channel_id:
             self._numbers[seller] = number + 1
 
+    def leave(self, channel_id: bytes) -> bool:
+        """Begin no deal on a channel where we buy any more; return whether none is left there."""
+        line = self.lines.get(channel_id)
+        end = line.buyer if line is not None else None
+        if line is None or end is None:
+            return True
+        theirs = [
+            thread
+            for thread in (self.desk.threads[deal] for deal in self.desk.bound())
+            if (thread.side, thread.counterparty) == (Role.BUYER, end.config.receiver)
+            and thread.method == "channel"
+            and thread.state in (State.LOCKED, State.DELIVERED)
+        ]
+        if line.deposit is not None or any(thread.task is None for thread in theirs):
+            return False  # What is about to name this channel must find it.
+        self._pass_over(channel_id, end.config.receiver)
+        return all(
+            self._config_of(thread).channel_id(self.domain) != channel_id for thread in theirs
+        )
+
+    def stop(self, channel_id: bytes, why: str, step: Step, *, now_ms: int) -> None:
+        """Sign nothing more on a channel where we buy: its rest is to be taken back."""
+        line = self.lines.get(channel_id)
+        if line is None or line.buyer is None:
+            return
+        line.buyer, records = line.buyer.stop(why)
+        self._write(channel_id, line, records, step, now_ms=now_ms)
+        self._pass_over(channel_id, line.buyer.config.receiver)
+        self.want(channel_id)
+
     def claimable(self) -> list[Claimable]:
         """Return what could be claimed of each channel where we sell."""
         now_s = self.desk.head.time_s
