@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -17,12 +15,8 @@ from coase.protocol.errors import ConfigurationError, DealFailed
 from .app import Json, app, emit, out, perform, printable, raise_user, say, show_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from coase.agents.agent import Agent, Purchase
     from coase.agents.node import Node
-    from coase.protocol.messages import Description
-    from coase.protocol.types import AgentId
 
 INPUT_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
 PROMPT_SIZE_MAX_CHARS: Final = 200_000  # What the schema of inference takes.
@@ -213,6 +207,7 @@ async def _schemas(
     node: Node, agent: Agent, capability: str
 ) -> tuple[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Return a capability's id and schemas: the fixed ones, or what its sellers answer."""
+    from coase.agents.forms import known_forms
     from coase.agents.wares import FIXED
 
     if capability in FIXED:
@@ -230,62 +225,6 @@ async def _schemas(
     if len(ids) > 1:
         raise ConfigurationError(f"{capability} has several forms here, name one: {', '.join(ids)}")
     return ids[0], forms[0].schemas
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One pair of schemas that sellers describe a capability by."""
-
-    capability: str
-    schemas: tuple[dict[str, Any], dict[str, Any]]
-
-
-def known_forms(
-    found: Sequence[tuple[AgentId, Description]], capability: str
-) -> tuple[list[Form], int]:
-    """Return the forms of a capability, the one with most sellers first, and how many answers lie.
-
-    Anybody may answer with anything: an answer counts only if its schemas hash to the id that it
-    claims. That id holds four bytes of the hash, which can be ground to match, so that of forms
-    with one id the one with more sellers counts.
-    """
-    from coase.protocol.messages import schemas_hash
-
-    from .journals import short_name
-
-    sellers: Counter[str] = Counter()
-    forms: dict[str, Form] = {}
-    ignored = 0
-    for _, description in found:
-        form = _form_of(description)
-        if form is None or capability not in (form.capability, short_name(form.capability)):
-            ignored += 1
-            continue
-        key = f"{form.capability} {schemas_hash(*form.schemas).hex()}"
-        forms.setdefault(key, form)
-        sellers[key] += 1
-    best: dict[str, Form] = {}
-    for key, count in sorted(sellers.items(), key=lambda item: (-item[1], item[0])):
-        form = forms[key]
-        if best.setdefault(form.capability, form) is not form:
-            ignored += count
-    return list(best.values()), ignored
-
-
-def _form_of(description: Description) -> Form | None:
-    """Return what a description says, or None if its schemas are not those of its own id."""
-    from coase.protocol.messages import capability_id, schemas_hash
-
-    name = description.capability.rpartition("-")[0]
-    try:
-        schemas = json.loads(description.input_schema), json.loads(description.output_schema)
-        if not all(isinstance(schema, dict) for schema in schemas):
-            return None
-        if capability_id(name, schemas_hash(*schemas)) != description.capability:
-            return None
-    except (ValueError, RecursionError):
-        return None
-    return Form(description.capability, schemas)
 
 
 async def _nobody_sells(node: Node, agent: Agent, capability: str) -> NoReturn:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coase.agents.forms import known_forms
 from coase.protocol.messages import Description, canonical_json, capability_id, schemas_hash
-from coase.tools.cli.buy_commands import known_forms
 
 TASK = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 RESULT = {"type": "object", "properties": {"words": {"type": "integer"}}}
