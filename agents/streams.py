@@ -179,7 +179,8 @@ class Streams:
             and thread.method == "channel"
             and thread.state in (State.LOCKED, State.DELIVERED)
         ]
-        if line.deposit is not None or any(thread.task is None for thread in theirs):
+        filling = line.deposit is not None and line.deposit.deadline_s >= self.desk.head.time_s
+        if filling or any(thread.task is None for thread in theirs):
             return False  # What is about to name this channel must find it.
         self._pass_over(channel_id, end.config.receiver)
         return all(
