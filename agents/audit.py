@@ -14,13 +14,24 @@ from typing import TYPE_CHECKING, Any, Final
 from coase.escrow.backends.evm.moves import order_of
 from coase.escrow.presets import preset_of
 from coase.protocol.errors import BookOutOfBalance, CoaseError
-from coase.protocol.states import State
+from coase.protocol.messages import STREAMED
+from coase.protocol.states import Role, State
 from coase.protocol.types import AgentId, Asset, Phase
 
+from .audit_channels import ChannelAudit, Finding
 from .ledger import TOKEN, Account, Deal, Ledger, deals_of, ledger_of
 from .purse import Budget, Purse
 from .snapshot import WITHDRAWAL
-from .wallet import Place, imported_of, read_facts, read_places
+from .wallet import (
+    NOWHERE_ELSE,
+    Place,
+    Reach,
+    channels_of,
+    imported_of,
+    job_ids_of,
+    read_facts,
+    read_places,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,17 +47,6 @@ NONCES_NAMED_MAX: Final = 8
 _ON_CHAIN: Final = frozenset((State.LOCKED, State.DELIVERED, State.DISPUTED, State.ANSWERED))
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that does not agree, or that is worth to be known."""
-
-    where: str
-    """``journal``, ``book``, ``chain`` or ``keys``: what to look at first."""
-    what: str
-    owner: AgentId = ""
-    deal: str = ""
-
-
 @dataclass(slots=True)
 class Report:
     """What an audit found."""
@@ -54,6 +54,7 @@ class Report:
     block: int
     keys: int = 0
     deals: int = 0
+    channels: int = 0
     transactions: int = 0
     postings: int = 0
     differences: list[Finding] = field(default_factory=list)
@@ -61,17 +62,19 @@ class Report:
     """What agrees, but not yet, or cannot be told apart from what is good."""
 
 
-async def audit(settlement: EvmSettlement, paths: Iterable[Path], *, first: int = 0) -> Report:
+async def audit(
+    settlement: EvmSettlement, paths: Iterable[Path], *, reach: Reach = NOWHERE_ELSE
+) -> Report:
     """Return what does not agree between the nodes in ``paths`` and their chain.
 
-    ``first`` is the block from which on transfers are read: the one of the escrow's deployment.
+    ``reach`` says where else than in wallet and escrow the keys may have money.
 
     :raises ChainUnavailable: if the chain does not answer
     :raises ConfigurationError: if a journal cannot be read at all
     """
     paths = list(paths)
     places = read_places(paths, deep=True)
-    facts = await read_facts(settlement, places, moves=True, first=first)
+    facts = await read_facts(settlement, places, moves=True, reach=reach)
     later = read_places(paths)
     return compare(
         places,
@@ -79,7 +82,7 @@ async def audit(settlement: EvmSettlement, paths: Iterable[Path], *, first: int 
         facts,
         asset=settlement.asset,
         escrow=settlement.domain.contract,
-        older=imported_of(places) if first else frozenset(),
+        older=imported_of(places) if reach.first else frozenset(),
     )
 
 
@@ -99,11 +102,20 @@ def compare(
     deals = deals_of(facts.events)
     journals = [place.journal for place in places if place.journal is not None]
     withdrawals = {tx: who for journal in journals for tx, who in journal.withdrawals().items()}
-    ledger = ledger_of(facts, escrow=escrow, withdrawals=withdrawals, older=older)
+    kept = channels_of(places)
+    ledger = ledger_of(
+        facts,
+        escrow=escrow,
+        withdrawals=withdrawals,
+        older=older,
+        kept=kept,
+        job_ids=job_ids_of(places),
+    )
     report = Report(
         facts.head,
         keys=len(facts.units),
         deals=sum(len(journal.closed) + len(journal.bound()) for journal in journals),
+        channels=len({one.channel_id for one in kept}),
         transactions=sum(len(journal.transactions) for journal in journals),
         postings=len(ledger.postings),
     )
@@ -121,6 +133,7 @@ def compare(
     _nonces(later, facts, bad, notes)
     _unsent(ledger, later, asset.chain_id, bad, notes)
     bad += _ledger(ledger, deals, facts)
+    ChannelAudit(places, later, facts, deals, ledger, asset, bad, notes).run()
     for place in places:
         bad += _book(place, deals, asset)
     return report
@@ -149,6 +162,8 @@ def _closed(closed: Closed, deals: dict[bytes, Deal]) -> Iterator[Finding]:
         what = f"the summary does not follow from its records: {told}"
         yield Finding("journal", what, owner, closed.deal)
     deal = deals.get(bytes.fromhex(row["job_id"])) if row["job_id"] else None
+    if row.get("method") in STREAMED:
+        return  # No escrow ever hears of it; see ``ChannelAudit``.
     for fault in _against_chain(row, owner, deal):
         yield Finding("chain", fault, owner, closed.deal)
 
@@ -184,6 +199,8 @@ def _bound(
     thread: Thread, deals: dict[bytes, Deal], bad: list[Finding], notes: list[Finding]
 ) -> None:
     """A deal that is open: the chain may be ahead of the journal, and never behind it."""
+    if thread.streamed:
+        return
     deal = deals.get(thread.job_id)
     if deal is None and thread.state in _ON_CHAIN:
         what = f"the journal says {thread.state}, and the chain has no such deal"
@@ -383,23 +400,36 @@ def _book(place: Place, deals: dict[bytes, Deal], asset: Asset) -> Iterator[Find
         except (CoaseError, ValueError, KeyError) as error:
             yield Finding("book", f"the purse cannot be made from the journal: {error}", owner)
             continue
-        paid = 0
+        paid, vouchers = 0, _paid_by_voucher(journal, owner)
         for row in rows:
             deal = deals.get(bytes.fromhex(row["job_id"])) if row["job_id"] else None
-            if row["side"] == "buyer" and deal is not None and not deal.is_live:
+            if row["side"] == "buyer" and row.get("method") in STREAMED:
+                paid += vouchers.get(row["deal"], 0)
+            elif row["side"] == "buyer" and deal is not None and not deal.is_live:
                 paid += deal.to_seller_units + deal.lost_bond_units(owner)
         if purse.balance.spent_units != paid:
             what = (
                 f"the purse says that {purse.balance.spent_units} units are spent, and the chain"
-                f" has {paid}"
+                f" and the vouchers have {paid}"
             )
             yield Finding("book", what, owner)
         for thread in threads:
             deal = deals.get(thread.job_id) if thread.job_id else None
             locked = deal.locked_units(owner) if deal is not None else 0
+            locked += vouchers.get(thread.deal, 0)
             if locked > purse.held().get(thread.deal, 0):
                 what = f"{locked} units are locked, and the purse did not set them aside"
                 yield Finding("book", what, owner, thread.deal)
+
+
+def _paid_by_voucher(journal: Snapshot, owner: AgentId) -> dict[str, int]:
+    """Return what a buyer has signed away for each deal."""
+    found: dict[str, int] = {}
+    for channel in journal.channels:
+        if channel.agent == owner and channel.side is Role.BUYER:
+            for deal, units in channel.paid().items():
+                found[deal] = found.get(deal, 0) + units
+    return found
 
 
 def _phase(deal: Deal) -> str:

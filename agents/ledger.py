@@ -1,9 +1,14 @@
-"""The double-entry ledger of some keys, out of what the chain says and nobody else.
+"""The double-entry ledger of some keys, out of what the chain says, and vouchers, which it cannot.
 
-Every entry is two postings that add up to nothing. Of each key and asset the account ``wallet`` is
-what the key holds, and ``escrow`` what the escrow holds for it: prices and bonds of open deals, and
-what it owes. The other accounts say what for: money in is negative there, money out positive, as an
-accountant expects of income and expenses.
+Every entry is postings that add up to nothing. Of each key and asset the account ``wallet`` is what
+the key holds, and ``escrow`` what the escrow holds for it: prices and bonds of open deals, and what
+it owes. ``channels`` is what the channels hold for it: of its own deposits what nobody has claimed,
+and what was claimed for it and not paid out; ``vouchers`` is what is signed and not claimed, which
+a seller has and a buyer owes; ``stake`` is what lies in the vault. The other accounts say what for:
+money in is negative there, money out positive, as an accountant expects of income and expenses.
+
+What a voucher pays is a sale and a purchase when it is signed, as the journals have it: a claim
+only turns the voucher into money. What is claimed beyond the journals' vouchers is booked then.
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from coase.protocol.states import Role
 from coase.protocol.types import AgentId, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from coase.escrow.backends.evm.beside import ChannelFacts, StakeFacts
     from coase.escrow.backends.evm.moves import ChainFacts, Mined, Move
-    from coase.escrow.ports import ChainEvent, ChainTerms
+    from coase.escrow.ports import ChainEvent, ChainTerms, ChannelEvent
+
+    from .promises import KeptChannel
 
 _LIVE: Final = frozenset((Phase.WORKING, Phase.DELIVERED, Phase.DISPUTED, Phase.ANSWERED))
 COIN: Final = "coin"
@@ -26,14 +35,19 @@ TOKEN: Final = "token"  # noqa: S105
 
 
 class Account(StrEnum):
-    """The accounts of one key. The first two are what it has, all others why."""
+    """The accounts of one key. The first five are what it has, all others why."""
 
     WALLET = "wallet"
     ESCROW = "escrow"
+    CHANNELS = "channels"
+    VOUCHERS = "vouchers"
+    STAKE = "stake"
     SALES = "sales"
     PURCHASES = "purchases"
     ARBITRATION = "arbitration"
     """What a ruling cost, or earned its arbiter."""
+    SLASHED = "slashed"
+    """What a seller lost of its stake, and what its buyer got of that."""
     GAS = "gas"
     RECEIVED = "received"
     """From outside of any deal: a faucet, an exchange, the owner."""
@@ -201,10 +215,14 @@ def ledger_of(
     escrow: AgentId,
     withdrawals: Mapping[str, AgentId] | None = None,
     older: frozenset[AgentId] = frozenset(),
+    kept: Sequence[KeptChannel] = (),
+    job_ids: Mapping[str, bytes] | None = None,
 ) -> Ledger:
     """Return the ledger of the keys that ``facts`` are about.
 
     ``withdrawals`` are the hashes of transactions by which the owner took money out, and whose.
+    ``kept`` are the channels as the journals have them, ``job_ids`` those of the deals that their
+    vouchers pay for.
     ``older`` are keys that may have had money before the first block that was read: they begin
     with what explains what they have now.
     """
@@ -215,51 +233,99 @@ def ledger_of(
         if (deal := deals.get(event.job_id)) is not None:
             by_tx.setdefault(event.tx_hash, []).append((event.kind, deal))
     ours = withdrawals or {}
+    places, filled = _places(facts, escrow), _channels_by_tx(facts.channels)
     for move in facts.moves:
         for owner in dict.fromkeys((move.source, move.to)):
             if owner in ledger.owners and move.source != move.to:
-                _post_move(ledger, move, owner, escrow, by_tx.get(move.tx_hash, []), ours)
+                ends = _ends(facts.channels, filled.get(move.tx_hash, set()))
+                told = _Told(by_tx.get(move.tx_hash, []), *ends)
+                _post_move(ledger, move, owner, places, told, ours)
     for deal in deals.values():
         if deal.closed_tx:
             _post_outcome(ledger, deal)
+    if facts.channels is not None:
+        _post_claims(ledger, facts.channels, kept)
+    for channel in kept:
+        _post_vouchers(ledger, channel, job_ids or {})
+    if facts.stakes is not None:
+        _post_slices(ledger, facts.stakes, deals)
     for mined in facts.mined.values():
         _post_coin(ledger, mined, ours)
     for owner in sorted(older & ledger.owners):
-        _post_rest(ledger, owner, TOKEN, facts.units[owner], facts.time_s)
+        for account, units in held_at(facts, owner).items():
+            _post_rest(ledger, owner, account, TOKEN, units, facts.time_s)
     for owner, wei in sorted(facts.wei.items()):
         # No log tells of coin that comes in: what is there and not explained has come from outside,
         # and was there before anything was done with it.
-        _post_rest(ledger, owner, COIN, wei, facts.time_s)
+        _post_rest(ledger, owner, Account.WALLET, COIN, wei, facts.time_s)
     ledger.postings.sort(key=lambda line: line.time_s)  # Stable: halves stay together.
     return ledger
 
 
-def _post_rest(ledger: Ledger, owner: AgentId, asset: str, held: int, now_s: int) -> None:
+def held_at(facts: ChainFacts, owner: AgentId) -> dict[Account, int]:
+    """Return what the chain says that a key has in its wallet, in channels and in the vault."""
+    held = {Account.WALLET: facts.units[owner]}
+    if (found := facts.channels) is not None:
+        own = sum(
+            one.view.free_units for one in found.channels.values() if one.config.payer == owner
+        )
+        held[Account.CHANNELS] = own + found.unpaid.get(owner, 0)
+    if (stakes := facts.stakes) is not None and owner in stakes.stakes:
+        held[Account.STAKE] = stakes.stakes[owner].bonded_units + stakes.owed.get(owner, 0)
+    return held
+
+
+def _places(facts: ChainFacts, escrow: AgentId) -> dict[AgentId, Account]:
+    """Return whose transfers are neither income nor expense: money that moves between places."""
+    found = {escrow: Account.ESCROW}
+    if facts.channels is not None:
+        found |= dict.fromkeys(facts.channels.takers, Account.CHANNELS)
+    if facts.stakes is not None:
+        found[facts.stakes.vault] = Account.STAKE
+    return found
+
+
+def _post_rest(
+    ledger: Ledger, owner: AgentId, account: Account, asset: str, held: int, now_s: int
+) -> None:
     """Post what a key holds and no posting explains, as received before all else."""
-    rest = held - ledger.sum(owner, Account.WALLET, asset)
+    rest = held - ledger.sum(owner, account, asset)
     if rest:
         first_s = min(
             (line.time_s for line in ledger.postings if line.owner == owner), default=now_s
         )
-        line = Posting(first_s, f"{asset}/{owner}", owner, Account.WALLET, asset, rest)
+        line = Posting(first_s, f"{asset}/{account}/{owner}", owner, account, asset, rest)
         ledger.post(line, Account.RECEIVED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What else the transaction of a transfer did."""
+
+    deals: list[tuple[str, Deal]]
+    payer: AgentId = ""
+    receiver: AgentId = ""
+    """The ends of the one channel that it filled or emptied."""
 
 
 def _post_move(
     ledger: Ledger,
     move: Move,
     owner: AgentId,
-    escrow: AgentId,
-    told: list[tuple[str, Deal]],
+    places: Mapping[AgentId, Account],
+    told: _Told,
     withdrawals: Mapping[str, AgentId],
 ) -> None:
     comes = move.to == owner
     other, units = (move.source, move.units) if comes else (move.to, -move.units)
     job_id = b""
-    if other == escrow:
-        why, deal = Account.ESCROW, _deal_behind(told, owner, comes=comes)
+    if other in places:
+        why = places[other]
+        deal = _deal_behind(told.deals, owner, comes=comes) if why is Account.ESCROW else None
         if deal is not None:
             other, job_id = deal.other(owner), deal.job_id
+        elif why is Account.CHANNELS and told.payer == owner:
+            other = told.receiver
     elif comes:
         why = Account.RECEIVED
     else:
@@ -270,6 +336,23 @@ def _post_move(
         move.time_s, entry, owner, Account.WALLET, TOKEN, units, other, job_id, move.tx_hash
     )
     ledger.post(line, why)
+
+
+def _channels_by_tx(facts: ChannelFacts | None) -> dict[str, set[bytes]]:
+    """Return the channels that each transaction filled or emptied."""
+    found: dict[str, set[bytes]] = {}
+    for event in facts.events if facts is not None else ():
+        if event.kind in ("deposited", "withdrawn", "refunded"):
+            found.setdefault(event.tx_hash, set()).add(event.channel_id)
+    return found
+
+
+def _ends(facts: ChannelFacts | None, ids: set[bytes]) -> tuple[AgentId, AgentId]:
+    """Return payer and receiver of a channel, if it is one alone."""
+    if facts is None or len(ids) != 1:
+        return "", ""
+    config = facts.channels[next(iter(ids))].config
+    return config.payer, config.receiver
 
 
 def _deal_behind(told: list[tuple[str, Deal]], owner: AgentId, *, comes: bool) -> Deal | None:
@@ -309,6 +392,87 @@ def _post_outcome(ledger: Ledger, deal: Deal) -> None:
 
 def _sides(deal: Deal) -> tuple[AgentId, AgentId, AgentId]:
     return deal.terms.buyer, deal.terms.seller, deal.terms.arbiter
+
+
+def _post_vouchers(ledger: Ledger, channel: KeptChannel, job_ids: Mapping[str, bytes]) -> None:
+    """Post what vouchers have paid, deal by deal."""
+    owner, buys = channel.agent, channel.side is Role.BUYER
+    if owner not in ledger.owners:
+        return
+    for number, one in enumerate(channel.payments):
+        line = Posting(
+            time_s=one.at_ms // 1_000,
+            entry=f"{channel.channel_id.hex()}/{number}/{owner}",
+            owner=owner,
+            account=Account.VOUCHERS,
+            asset=TOKEN,
+            amount=-one.units if buys else one.units,
+            counterparty=channel.counterparty,
+            job_id=job_ids.get(one.deal, b""),
+        )
+        ledger.post(line, Account.PURCHASES if buys else Account.SALES)
+
+
+def _post_claims(ledger: Ledger, facts: ChannelFacts, kept: Sequence[KeptChannel]) -> None:
+    """Post what was claimed: out of the payer's deposit, to the receiver's account there."""
+    known = {(one.agent, one.channel_id): one for one in kept}
+    for event in facts.events:
+        config = facts.channels[event.channel_id].config
+        if event.kind != "claimed":
+            continue
+        for owner, sign, why in (
+            (config.payer, -1, Account.PURCHASES),
+            (config.receiver, 1, Account.SALES),
+        ):
+            if owner not in ledger.owners:
+                continue
+            line = Posting(
+                time_s=event.time_s,
+                entry=f"{event.tx_hash}/{event.log_index}/{owner}/{why}",
+                owner=owner,
+                account=Account.CHANNELS,
+                asset=TOKEN,
+                amount=sign * event.units,
+                counterparty=config.receiver if sign < 0 else config.payer,
+                tx_hash=event.tx_hash,
+            )
+            promised = _promised(event, known.get((owner, event.channel_id)))
+            for amount, account in (
+                (promised, Account.VOUCHERS),
+                (event.units - promised, why),
+            ):
+                if amount:
+                    ledger.post(replace(line, amount=sign * amount), account)
+
+
+def _promised(event: ChannelEvent, kept: KeptChannel | None) -> int:
+    """Return what of a claim the journal has vouchers for; the rest it does not know of."""
+    if kept is None:
+        return 0
+    first = max(event.total_units - event.units, kept.base_units)
+    return max(0, min(event.total_units, kept.signed_units) - first)
+
+
+def _post_slices(ledger: Ledger, facts: StakeFacts, deals: Mapping[bytes, Deal]) -> None:
+    """Post what sellers lost of their stakes, and their buyers got."""
+    for end in facts.ends:
+        deal = deals.get(end.job_id)
+        buyer = deal.terms.buyer if deal is not None else ""
+        for owner, other, sign in ((end.seller, buyer, -1), (buyer, end.seller, 1)):
+            if owner not in ledger.owners or not end.slashed_units:
+                continue
+            line = Posting(
+                time_s=end.time_s,
+                entry=f"{end.tx_hash}/{end.log_index}/{owner}",
+                owner=owner,
+                account=Account.STAKE,
+                asset=TOKEN,
+                amount=sign * end.slashed_units,
+                counterparty=other,
+                job_id=end.job_id,
+                tx_hash=end.tx_hash,
+            )
+            ledger.post(line, Account.SLASHED)
 
 
 def _post_coin(ledger: Ledger, mined: Mined, withdrawals: Mapping[str, AgentId]) -> None:

@@ -17,6 +17,7 @@ from coase.protocol.terms import Domain
 from .history import summary
 from .memory import Memory
 from .ports import Record, SeededChance
+from .promises import kept_channels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId
 
+    from .promises import KeptChannel
+
 BUSY_MAX_S: Final = 5
 WITHDRAWAL: Final = "withdraw:"
 """How the effects of withdrawals begin: what they move, the owner took out."""
+OWNERS: Final = ("withdraw", "withdrawn", "takeback", "takenback")
+"""The kinds of records that are no deal's: what the owner ordered, and what came of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,10 @@ class Snapshot:
     closed: list[Closed] = field(default_factory=list)
     threads: list[Thread] = field(default_factory=list)
     """Those that are not over, bound or not."""
+    channels: list[KeptChannel] = field(default_factory=list)
     transactions: list[KeptTx] = field(default_factory=list)
     owners_records: list[Record] = field(default_factory=list)
-    """What the owner ordered: withdrawals and their ends."""
+    """What the owner ordered, by key or out of channels, and what came of it."""
     faults: list[str] = field(default_factory=list)
     """What in it cannot be read, each with its place."""
 
@@ -76,6 +82,10 @@ class Snapshot:
         """Return the ids by which we know the deals that the chain knows by their job's."""
         names = {bytes.fromhex(c.row["job_id"]): c.deal for c in self.closed if c.row["job_id"]}
         return names | {t.job_id: t.deal for t in self.threads if t.job_id}
+
+    def job_ids(self) -> dict[str, bytes]:
+        """Return the same the other way round."""
+        return {deal: job_id for job_id, deal in self.deal_names().items()}
 
     def bound(self) -> list[Thread]:
         """Return the deals that both sides have signed and that are not over."""
@@ -128,14 +138,14 @@ def _read(connection: sqlite3.Connection, path: Path, *, deep: bool) -> Snapshot
     ]
     rows = connection.execute(
         "SELECT agent, deal, kind, at_ms, data, open FROM records"
-        " WHERE (open = 1 OR ? OR kind LIKE 'withdraw%') ORDER BY agent, deal, seq",
-        (deep,),
+        " WHERE (open = 1 OR ? OR kind IN (?, ?, ?, ?)) ORDER BY agent, deal, seq",
+        (deep, *OWNERS),
     )
     open_: list[Record] = []
     over: dict[tuple[str, str], list[Record]] = {}
     for row in rows:
         record = Record(row[0], row[1], row[2], row[3], _bytes(row[4]))
-        if record.kind.startswith("withdraw"):
+        if record.kind in OWNERS:
             found.owners_records.append(record)
         elif row[5]:
             open_.append(record)
@@ -145,6 +155,7 @@ def _read(connection: sqlite3.Connection, path: Path, *, deep: bool) -> Snapshot
         thread = _fold(list(group), found.faults, f"deal {deal} of {agent}")
         if thread is not None:
             found.threads.append(thread)
+    found.channels = kept_channels(open_, found.faults)
     closed = connection.execute("SELECT agent, deal, summary FROM closed ORDER BY seq")
     for agent, deal, data in closed:
         _add_closed(found, agent, deal, _bytes(data), over.pop((agent, deal), []), deep=deep)

@@ -11,7 +11,8 @@ from .app import EXIT_FAILED, Json, app, emit, out, perform
 from .wallet_commands import State, places_of, viewing
 
 if TYPE_CHECKING:
-    from coase.agents.audit import Finding, Report
+    from coase.agents.audit import Report
+    from coase.agents.audit_channels import Finding
 
 
 @app.command("audit")
@@ -34,16 +35,18 @@ def audit_(state: State = None, json_: Json = False) -> None:
 async def _audit(state: Any) -> Report:
     from coase.agents.audit import audit
     from coase.agents.config import load_network
+    from coase.agents.wallet import Reach
 
     network = load_network()
     async with viewing(network) as settlement:
-        return await audit(settlement, places_of(network, state), first=network.from_block)
+        return await audit(settlement, places_of(network, state), reach=Reach.of(network))
 
 
 def _print(report: Report) -> None:
     out.print(
-        f"checked {report.keys} keys, {report.deals} deals, {report.transactions} transactions and"
-        f" {report.postings} postings at block {report.block}",
+        f"checked {report.keys} keys, {report.deals} deals, {report.channels} channels,"
+        f" {report.transactions} transactions and {report.postings} postings at block"
+        f" {report.block}",
         highlight=False,
         soft_wrap=True,
     )
@@ -57,6 +60,7 @@ def _print(report: Report) -> None:
 
 def _line(mark: str, style: str, finding: Finding) -> None:
     about = [f"deal {finding.deal[:16]}"] if finding.deal else []
+    about += [f"channel {finding.channel[:16]}"] if finding.channel else []
     about += [finding.owner] if finding.owner else []
     out.print(f"[{style}]{mark}[/]", end=" ")
     text = f"{finding.where}: {finding.what}" + (f" ({', '.join(about)})" if about else "")

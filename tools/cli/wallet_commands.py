@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from coase.agents.config import Network
     from coase.agents.ledger import Posting
-    from coase.agents.wallet import Holding, Place, Position
+    from coase.agents.wallet import ChannelPosition, Holding, Place, Position
     from coase.escrow.backends.evm.settlement import EvmSettlement
 
 COIN_DECIMALS: Final = 18  # Of every EVM chain's own coin.
 ADDRESS_WIDTH: Final = 42
-WIDE: Final = 115  # From here on all columns fit.
+WIDE: Final = 135  # From here on all columns fit.
 COIN_SHOWN: Final = 8  # Characters of it in a table.
 
 State = Annotated[
@@ -43,7 +43,7 @@ class Format(StrEnum):
 
 @app.command()
 def wallet(state: State = None, json_: Json = False) -> None:
-    """Show what each key holds: tokens, coin, and what lies in the escrow for it.
+    """Show what each key holds: tokens, coin, and what lies in escrow, channels and vault for it.
 
     Works beside agents that run, and when none runs.
 
@@ -61,12 +61,12 @@ def wallet(state: State = None, json_: Json = False) -> None:
 
 async def _wallet(state: Path | None) -> dict[str, Any]:
     from coase.agents.config import load_network
-    from coase.agents.wallet import holdings_of, read_facts, read_places
+    from coase.agents.wallet import Reach, holdings_of, read_facts, read_places
 
     network = load_network()
     places = read_places(places_of(network, state))
     async with viewing(network) as settlement:
-        facts = await read_facts(settlement, places)
+        facts = await read_facts(settlement, places, reach=Reach.of(network))
     holdings = holdings_of(facts, places)
     return {
         "network": network.net,
@@ -74,6 +74,7 @@ async def _wallet(state: Path | None) -> dict[str, Any]:
         "block": facts.head,
         "token": network.token,
         "symbol": network.symbol,
+        "decimals": network.decimals,
         "keys": [_holding(network, holding) for holding in holdings],
     }
 
@@ -114,6 +115,8 @@ def _holding(network: Network, holding: Holding) -> dict[str, Any]:
         "balance": holding.units,
         "locked": holding.locked_units,
         "bonds": holding.bond_units,
+        "channels": holding.channel_units,
+        "stake": holding.stake.bonded_units if holding.stake is not None else 0,
         "claimable": holding.claimable_units,
         "owed": holding.owed_units,
     }
@@ -125,13 +128,17 @@ def _holding(network: Network, holding: Holding) -> dict[str, Any]:
         **{f"{name}_units": str(units) for name, units in amounts.items()},
         "coin": units_to_text(holding.wei, COIN_DECIMALS),
         "coin_wei": str(holding.wei),
-        "positions": [_position(position) for position in holding.positions],
+        "positions": [
+            *(_position(position) for position in holding.positions),
+            *(channel_row(network, channel) for channel in holding.channels),
+            *_stake_rows(holding),
+        ],
     }
 
 
 def _position(position: Position) -> dict[str, Any]:
     return {
-        "kind": position.kind,
+        "kind": "job",
         "deal": position.deal,
         "job_id": position.job_id.hex(),
         "side": position.side,
@@ -144,12 +151,92 @@ def _position(position: Position) -> dict[str, Any]:
     }
 
 
+def channel_row(network: Network, channel: ChannelPosition) -> dict[str, Any]:
+    """Return one end of a channel as a document tells it."""
+    from coase.protocol.types import units_to_text
+
+    amounts = {
+        "deposited": channel.balance_units,
+        "signed": channel.signed_units,
+        "claimed": channel.claimed_units,
+        "claimable": channel.claimable_units,
+        "free": channel.free_units,
+        "withdrawing": channel.withdrawing_units,
+    }
+    return {
+        "kind": "channel",
+        "channel": channel.channel_id.hex(),
+        "side": str(channel.side),
+        "counterparty": channel.counterparty,
+        "state": channel.state,
+        **{name: units_to_text(units, network.decimals) for name, units in amounts.items()},
+        **{f"{name}_units": str(units) for name, units in amounts.items()},
+        "takeable_at": iso(channel.takeable_at_s),
+        "stopped": channel.stopped,
+    }
+
+
+def _stake_rows(holding: Holding) -> list[dict[str, Any]]:
+    stake = holding.stake
+    if stake is None or not stake.bonded_units:
+        return []
+    return [
+        {
+            "kind": "stake",
+            "bonded_units": str(stake.bonded_units),
+            "free_units": str(stake.free_units),
+            "reserved_units": str(stake.reserved_units),
+            "unbonding_units": str(stake.unbonding_units),
+            "releasable_at": iso(stake.unbond_at_s),
+        }
+    ]
+
+
+def print_channels(keys: list[dict[str, Any]]) -> None:
+    """Print the channels of some keys, if they have any."""
+    from .look_commands import _table
+
+    rows = [(key, row) for key in keys for row in key["positions"] if row["kind"] == "channel"]
+    if not rows:
+        return
+    table = _table("what lies in channels", "agent", "side", "with")
+    table.columns[-1].min_width = ADDRESS_WIDTH
+    for name in ("deposited", "signed", "claimed", "claimable", "free"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for key, row in rows:
+        amounts = [row[name] for name in ("deposited", "signed", "claimed", "claimable", "free")]
+        state = row["state"]
+        if row["takeable_at"]:
+            state = f"{row['withdrawing']} from {row['takeable_at']} on"
+        name = key["name"] or key["node"]
+        table.add_row(name, row["side"], row["counterparty"], *amounts, state)
+    out.print(table)
+
+
+def _print_stakes(document: dict[str, Any]) -> None:
+    from coase.protocol.types import units_to_text
+
+    for key in document["keys"]:
+        for row in key["positions"]:
+            if row["kind"] != "stake":
+                continue
+            told = [
+                f"{units_to_text(int(row[f'{name}_units']), document['decimals'])} {name}"
+                for name in ("free", "reserved", "unbonding")
+            ]
+            when = (
+                f", to be released from {row['releasable_at']} on" if row["releasable_at"] else ""
+            )
+            say(f"{key['name'] or key['node']}'s stake: {', '.join(told)}{when}")
+
+
 def _print_wallet(document: dict[str, Any]) -> None:
     from .look_commands import _table
 
     table = _table(f"what your keys hold at block {document['block']}", "agent", "address")
     table.columns[-1].min_width = ADDRESS_WIDTH  # One that is cut is none.
-    names = ["balance", "locked", "bonds", "claimable", "owed"]
+    names = ["balance", "locked", "bonds", "channels", "stake", "claimable", "owed"]
     if out.width < WIDE:  # Then only of what there is.
         names = [n for n in names if n == "balance" or any(k[n] != "0" for k in document["keys"])]
     for name in (*names, "coin"):
@@ -160,8 +247,14 @@ def _print_wallet(document: dict[str, Any]) -> None:
         coin = key["coin"] if len(key["coin"]) <= COIN_SHOWN else key["coin"][:COIN_SHOWN] + "…"
         table.add_row(key["name"] or key["node"], key["address"], *amounts, coin)
     out.print(table)
+    print_channels(document["keys"])
+    _print_stakes(document)
     if any(int(key["claimable_units"]) for key in document["keys"]):
-        say("claimable: time has decided for you; any node of yours that runs brings it about")
+        say("claimable: yours already; any node of yours that runs fetches it")
+    rows = [row for key in document["keys"] for row in key["positions"] if row["kind"] == "channel"]
+    if any(int(row["free_units"]) for row in rows):
+        say("free in channels: spent on the next deals there, or taken back by")
+        say("coase withdraw --channels")
 
 
 @app.command()
@@ -172,7 +265,8 @@ def export(
 ) -> None:
     """Write every movement of money, as an accountant books it: two postings that add up to none.
 
-    Of each key the account wallet is what it holds, escrow what the escrow holds for it.
+    Of each key the account wallet is what it holds; escrow, channels and stake are what the
+    contracts hold for it; vouchers is what is signed and not claimed yet.
 
     Example: [b]coase export --format csv > postings.csv[/b]
     """
@@ -207,12 +301,19 @@ FIELDS: Final = (
 async def _export(state: Path | None) -> list[dict[str, str]]:
     from coase.agents.config import load_network
     from coase.agents.ledger import ledger_of
-    from coase.agents.wallet import imported_of, read_facts, read_places
+    from coase.agents.wallet import (
+        Reach,
+        channels_of,
+        imported_of,
+        job_ids_of,
+        read_facts,
+        read_places,
+    )
 
     network = load_network()
     places = read_places(places_of(network, state))
     async with viewing(network) as settlement:
-        facts = await read_facts(settlement, places, moves=True, first=network.from_block)
+        facts = await read_facts(settlement, places, moves=True, reach=Reach.of(network))
     journals = [place.journal for place in places if place.journal is not None]
     withdrawals = {tx: who for journal in journals for tx, who in journal.withdrawals().items()}
     ledger = ledger_of(
@@ -220,6 +321,8 @@ async def _export(state: Path | None) -> list[dict[str, str]]:
         escrow=network.escrow,
         withdrawals=withdrawals,
         older=imported_of(places) if network.from_block else frozenset(),
+        kept=channels_of(places),
+        job_ids=job_ids_of(places),
     )
     labels = _labels(places)
     numbers: dict[str, int] = {}

@@ -56,8 +56,8 @@ CLAIM_GAS: Final = 100_000
 CLAIM_ROW_GAS: Final = 80_000
 MOVE_GAS: Final = 250_000
 LOGS_RANGE_MAX_BLOCKS: Final = 2_000  # What careful public endpoints give at a time.
-_READS: Final = ("channels", "pendingWithdrawals", "refundNonce")
-_KINDS: Final = {
+READS: Final = ("channels", "pendingWithdrawals", "refundNonce")
+KINDS: Final = {
     "ChannelCreated": "created",
     "ChannelClosed": "closed",
     "Deposited": "deposited",
@@ -168,7 +168,7 @@ class EvmChannels(Channels):
         requests = [
             ("eth_call", [self._request(abi.encode(name, one)), hex(block.number)])
             for one in ids
-            for name in _READS
+            for name in READS
         ]
         try:
             answers = await self.chain.endpoint.ask_many(requests)
@@ -178,8 +178,8 @@ class EvmChannels(Channels):
             ) from error
         told = [bytes.fromhex(str(answer)[2:]) for answer in answers]
         return {
-            one: _view(told[place : place + len(_READS)], block.time_s)
-            for one, place in zip(ids, range(0, len(told), len(_READS)), strict=True)
+            one: view_of(told[place : place + len(READS)], block.time_s)
+            for one, place in zip(ids, range(0, len(told), len(READS)), strict=True)
         }
 
     async def unpaid(self, receiver: AgentId) -> int:
@@ -224,7 +224,7 @@ class EvmChannels(Channels):
         abi = channels_abi()
         query = {
             "address": self.domain.contract,
-            "topics": [["0x" + abi.topic(name).hex() for name in _KINDS]],
+            "topics": [["0x" + abi.topic(name).hex() for name in KINDS]],
             "fromBlock": hex(first),
             "toBlock": hex(last),
         }
@@ -235,7 +235,7 @@ class EvmChannels(Channels):
         numbers = dict.fromkeys(int(raw["blockNumber"], 16) for raw in raws)
         blocks = await asyncio.gather(*(self.chain.endpoint.block(hex(one)) for one in numbers))
         times = {block.number: block.time_s for block in blocks}
-        return [_event(raw, times[int(raw["blockNumber"], 16)]) for raw in raws]
+        return [event_of(raw, times[int(raw["blockNumber"], 16)]) for raw in raws]
 
     async def _settled(self) -> ChainBlock | None:
         """Return the newest block that counts; None while the chain is not as deep."""
@@ -393,7 +393,8 @@ def _gas(call: ChannelCall) -> int:
     return MOVE_GAS
 
 
-def _view(told: list[bytes], time_s: int) -> ChannelView:
+def view_of(told: list[bytes], time_s: int) -> ChannelView:
+    """Return what the answers to the calls ``READS`` say of a channel."""
     functions = channels_abi().functions
     balance, claimed = functions["channels"].decode(told[0])
     withdrawing, since = functions["pendingWithdrawals"].decode(told[1])
@@ -401,12 +402,13 @@ def _view(told: list[bytes], time_s: int) -> ChannelView:
     return ChannelView(balance, claimed, withdrawing, since, nonce, time_s)
 
 
-def _event(raw: dict[str, Any], time_s: int) -> ChannelEvent:
+def event_of(raw: dict[str, Any], time_s: int) -> ChannelEvent:
+    """Return an event out of a log of the contract."""
     topics = [bytes.fromhex(topic[2:]) for topic in raw["topics"]]
     event = channels_abi().events[topics[0]]
     fields = event.decode(topics, bytes.fromhex(raw["data"][2:]))
     return ChannelEvent(
-        kind=_KINDS[event.name],
+        kind=KINDS[event.name],
         channel_id=topics[1],
         block=int(raw["blockNumber"], 16),
         log_index=int(raw["logIndex"], 16),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from coase.escrow.ports import ChainEvent
     from coase.protocol.types import AgentId
 
+    from .beside import ChannelFacts, StakeFacts
     from .rpc import ChainBlock, Endpoint
     from .settlement import EvmSettlement
 
@@ -73,6 +74,10 @@ class ChainFacts:
     events: tuple[ChainEvent, ...] = ()
     moves: tuple[Move, ...] = ()
     mined: dict[str, Mined] = field(default_factory=dict)
+    channels: ChannelFacts | None = None
+    """What lies in channels; None if it was not asked for, or there are none."""
+    stakes: StakeFacts | None = None
+    """What lies in a vault in the same token."""
 
 
 async def settled_head(settlement: EvmSettlement) -> ChainBlock:
@@ -135,10 +140,10 @@ async def read_moves(
         words = ["0x" + owner[2:].rjust(64, "0") for owner in owners[start : start + ADDRESSES_MAX]]
         for topics in ([topic, words], [topic, None, words]):
             query = {"address": token, "topics": topics}
-            for raw in await _logs(endpoint, query, first, last):
+            for raw in await logs_of(endpoint, query, first, last):
                 if not raw.get("removed"):
                     found[int(raw["blockNumber"], 16), int(raw["logIndex"], 16)] = raw
-    times = await _times(endpoint, [number for number, _ in found])
+    times = await times_of(endpoint, [number for number, _ in found])
     try:
         return tuple(
             Move(number, index, times[number], raw["transactionHash"], *_of_transfer(raw))
@@ -166,7 +171,7 @@ async def read_mined(
     try:
         receipts = await endpoint.ask_many(asked) if asked else []
         kept = [r for r in receipts if r is not None and int(r["blockNumber"], 16) <= last]
-        times = await _times(endpoint, [int(r["blockNumber"], 16) for r in kept])
+        times = await times_of(endpoint, [int(r["blockNumber"], 16) for r in kept])
         return {r["transactionHash"]: _mined(r, raws[r["transactionHash"]], times) for r in kept}
     except (RpcFailed, KeyError, TypeError, ValueError) as error:
         raise ChainUnavailable(f"{endpoint.url} gives no sensible receipts: {error}") from error
@@ -211,9 +216,13 @@ async def _numbers(endpoint: Endpoint, asked: list[tuple[str, list[Any]]]) -> li
         raise ChainUnavailable(f"{endpoint.url} tells no balances: {error}") from error
 
 
-async def _logs(
+async def logs_of(
     endpoint: Endpoint, query: dict[str, Any], first: int, last: int
 ) -> list[dict[str, Any]]:
+    """Return the logs that ``query`` asks for in blocks ``first`` to ``last``, part by part.
+
+    :raises ChainUnavailable: if the endpoint gives none even of a single block
+    """
     found: list[dict[str, Any]] = []
     span = LOGS_RANGE_MAX_BLOCKS
     while first <= last:
@@ -225,7 +234,7 @@ async def _logs(
         except RpcFailed as error:
             if until == first:
                 raise ChainUnavailable(
-                    f"{endpoint.url} gives no transfers of block {first}: {error}"
+                    f"{endpoint.url} gives no logs of block {first}: {error}"
                 ) from error
             span = max(1, (until - first + 1) // 4)  # It has a limit of its own.
             continue
@@ -233,7 +242,11 @@ async def _logs(
     return found
 
 
-async def _times(endpoint: Endpoint, numbers: Sequence[int]) -> dict[int, int]:
+async def times_of(endpoint: Endpoint, numbers: Sequence[int]) -> dict[int, int]:
+    """Return the times of some blocks.
+
+    :raises ChainUnavailable: if the endpoint does not answer sensibly
+    """
     wanted = sorted(set(numbers))
     asked = [("eth_getBlockByNumber", [hex(number), False]) for number in wanted]
     try:
