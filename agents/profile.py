@@ -141,6 +141,13 @@ class Registrar:
         :raises ChainUnavailable: if it cannot be told how far it came; repeat it
         """
         record = await self._directory.owned_by(identity.address)
+        if record is None and (theirs := await self._directory.paid_to(identity.address)):
+            if keep_file:
+                return theirs
+            raise ConfigurationError(
+                f"{identity.address} is the wallet of agent {theirs.agent_id} already, and its file"
+                f" is its owner's, {theirs.owner}"
+            )
         if record is None:
             record = await self._new(identity)
         if record.uri and keep_file:

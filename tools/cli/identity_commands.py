@@ -105,11 +105,13 @@ def link(
     state: State = None,
     json_: Json = False,
 ) -> None:
-    """Have an agent paid to another wallet. The wallet signs that it agrees (EIP-712).
+    """Say to whom an agent is paid. The wallet signs that it agrees (EIP-712).
 
-    For a wallet whose key is elsewhere it first prints what is to be signed.
+    So a key that is kept elsewhere can own the agent, and the key that sells be its wallet: deals
+    are paid to that key, and only what is paid to the wallet counts for the agent's reputation.
+    For a wallet whose key is not here it first prints what is to be signed.
 
-    Example: [b]coase identity link oracle treasury[/b]
+    Example: [b]coase identity link treasury oracle[/b]
     """
     signed = _signature(signature, deadline)
     document = perform(lambda: _link(agent, wallet, signed, state))
