@@ -31,6 +31,7 @@ from coase.protocol.identity import Identity, keccak256, recover
 from coase.protocol.messages import canonical_json, schemas_hash
 from tests.bench.bare import round_trips
 from tests.bench.parts import LOCK_S, bench_node, emit, network_of, spawn
+from tests.bench.settlement import settlement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -336,7 +337,7 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="wire, lan, cpu, gas or simulation")
+    parser.add_argument("--only", default="", help="wire, lan, cpu, gas, settlement or simulation")
     arguments = parser.parse_args()
     count = 300 if arguments.quick else 1_700
     parts: dict[str, Callable[[], object]] = {
@@ -344,6 +345,7 @@ def main() -> None:
         "lan": lambda: anyio.run(machines, count),
         "cpu": lambda: anyio.run(stages, count),
         "gas": gas,
+        "settlement": lambda: settlement(count, quick=arguments.quick),
         "simulation": lambda: simulation(10 if arguments.quick else 60),
     }
     for name, part in parts.items():
