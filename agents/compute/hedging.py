@@ -20,6 +20,13 @@ class Hedges:
     left_units: int = 0
     permille: int = HEDGE_PERMILLE
     _dust: int = 0
+    _begun: bool = False
+
+    def begin(self, units: int) -> None:
+        """Allow so much before anything was spent; only the first time counts."""
+        if not self._begun:
+            self._begun = True
+            self.left_units += units
 
     def earn(self, spent_units: int) -> None:
         """Take note that so much was spent on answers that were read."""

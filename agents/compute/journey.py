@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .hedging import Hedges
     from .market import MarketCompute
-    from .ports import Compute
+    from .ports import Compute, Usage
     from .routing import Decision, RouteBook, Wish
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Journey:
         self._outcome = "broken off"
         self._attempts: list[Attempt] = []
         self._tried: set[str] = set()
-        self.legs = legs_of(decision, named=bool(prompt.model), market=open_market)
+        self.legs = legs_of(decision, wanted=prompt.model or "", market=open_market)
 
     @property
     def output_tokens(self) -> int:
@@ -227,22 +227,14 @@ class Journey:
         try:
             async with aclosing(local.stream(prompt)) as chunks:
                 async for chunk in chunks:
-                    took_us = _since_us(begun_ns)
-                    first_us = first_us or took_us
+                    first_us = first_us or _since_us(begun_ns)
                     if self._texts and chunk.text:
                         chunk = replace(chunk, text=seam.take(chunk.text))
-                    if chunk.done and chunk.usage is not None:
+                    if chunk.done:  # What it took is to be told with it.
                         outcome = "answered"
-                        size = Size(chunk.usage.input_tokens, chunk.usage.output_tokens)
-                        now_ms = _now_ms()
-                        book.delivered(
-                            HERE,
-                            leg.model,
-                            size,
-                            first_us=first_us,
-                            took_us=took_us,
-                            now_ms=now_ms,
-                        )
+                        took_us = _since_us(begun_ns)
+                        self._learn_here(leg, chunk.usage, first_us=first_us, took_us=took_us)
+                        self._attempts.append(_made_here(leg, outcome, first_us, begun_ns))
                     yield chunk
         except (ComputeBusy, PromptRefused) as error:
             outcome, why = "failed", str(error)  # No reason to leave it alone for a while.
@@ -253,16 +245,16 @@ class Journey:
             raise
         finally:
             book.left(HERE, leg.model, now_ms=_now_ms())
-            attempt = Attempt(
-                seller=HERE,
-                place=Place.HERE,
-                model=leg.model,
-                outcome=outcome,
-                why=why,
-                first_ms=first_us // 1_000 if first_us else None,
-                took_ms=_since_us(begun_ns) // 1_000,
-            )
-            self._attempts.append(attempt)
+            if outcome != "answered":
+                self._attempts.append(_made_here(leg, outcome, first_us, begun_ns, why))
+
+    def _learn_here(self, leg: Leg, usage: Usage | None, *, first_us: int, took_us: int) -> None:
+        if usage is None:
+            return
+        size = Size(usage.input_tokens, usage.output_tokens)
+        self._means.book.delivered(
+            HERE, leg.model, size, first_us=first_us, took_us=took_us, now_ms=_now_ms()
+        )
 
     async def _bought(self, leg: Leg) -> AsyncGenerator[Chunk, None]:
         """Yield what is bought."""
@@ -275,6 +267,7 @@ class Journey:
             banned=wish.banned | self._tried,
             most_units=min(units, default=None),
             begun="".join(self._texts),
+            firm=wish.reach is Place.FIRM or wish.most_units == 0,
         )
         leg.call = market.call(replace(self._prompt, model=leg.model or None), pick)
         try:
@@ -407,10 +400,10 @@ async def _winner(runs: list[_Run]) -> _Run:
     return runs[0]
 
 
-def legs_of(decision: Decision, *, named: bool, market: bool) -> list[Leg]:
+def legs_of(decision: Decision, *, wanted: str, market: bool) -> list[Leg]:
     """Return the legs of a ranking; with ``market``, strangers may be asked at the end.
 
-    Without a model's name those may sell any.
+    Where no model is ``wanted`` those may sell any.
     """
     legs: list[Leg] = []
     for choice in decision.ranking:
@@ -425,14 +418,26 @@ def legs_of(decision: Decision, *, named: bool, market: bool) -> list[Leg]:
         if leg.place is not Place.HERE:
             chosen = decision.asked if number == 0 else tuple(leg.sellers)
             leg.asked = tuple(seller for seller in chosen if seller in leg.sellers)[:ASKED_MAX]
-    if market and legs:
-        model = legs[0].model
+    if market and "expected too late" not in decision.refused:
+        model = legs[0].model if legs else wanted
         bought = [leg for leg in legs if leg.place is not Place.HERE and leg.model == model]
         if bought:
             bought[-1].anybody = True
         else:
-            legs.append(Leg(place=Place.MARKET, model=model if named else "", anybody=True))
+            legs.append(Leg(place=Place.MARKET, model=wanted, anybody=True))
     return legs
+
+
+def _made_here(leg: Leg, outcome: str, first_us: int, begun_ns: int, why: str = "") -> Attempt:
+    return Attempt(
+        seller=HERE,
+        place=Place.HERE,
+        model=leg.model,
+        outcome=outcome,
+        why=why,
+        first_ms=first_us // 1_000 if first_us else None,
+        took_ms=_since_us(begun_ns) // 1_000,
+    )
 
 
 def _since_us(begun_ns: int) -> int:

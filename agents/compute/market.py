@@ -50,7 +50,7 @@ from .ports import (
     failed,
 )
 from .routing import RouteBook
-from .scout import Scout
+from .scout import FREE, Scout
 from .ways import Size
 
 if TYPE_CHECKING:
@@ -105,9 +105,15 @@ class Pick:
     """The highest price of it all, if it is less than the market's own."""
     begun: str = ""
     """How the answer begins already: it goes on from there."""
+    firm: bool = False
+    """Whether nobody but our own firm is asked, which costs nothing."""
 
 
 ANYBODY: Final = Pick()
+
+
+class NoOffer(ComputeFailed):
+    """Nobody offered what is wanted, at that price, now; whoever is busy may in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +228,12 @@ class MarketCompute(Compute):
         return self.agent.node.settlement.asset
 
     @property
+    def firm(self) -> bool:
+        """Whether our agent is of a firm, whose others work for nothing."""
+        buying = self.agent.buying
+        return FREE in self.settlements and buying is not None and buying.firm() is not None
+
+    @property
     def most_units(self) -> int:
         """The highest price of one prompt."""
         return self.asset.money(self.max_price).units
@@ -298,6 +310,7 @@ class MarketCall:
         self._bought: list[Bought] = []
         self._blocked: set[str] = set(pick.banned)
         self._asked = frozenset(pick.asked) - pick.banned
+        self._settlements = (FREE,) if pick.firm else market.settlements
         self._begun_ns = time.monotonic_ns()
         self.attempts: list[Attempt] = []
         """What came of each seller so far."""
@@ -371,6 +384,7 @@ class MarketCall:
                 why = ComputeFailed(f"{purchase.seller or 'the market'} fell silent")
             finally:
                 await purchase.leave()
+                self._left_behind(purchase)
                 self._learn(purchase, why=str(why or ""), bad=bad)
             if purchase.seller:
                 tries += 1
@@ -393,6 +407,7 @@ class MarketCall:
             blocked=frozenset(self._blocked),
             allowed=self._readers(),
             chosen=bool(self._asked),
+            settlements=self._settlements,
         )
 
     def _learn(
@@ -452,7 +467,7 @@ class MarketCall:
         if self._pick.most_units is not None:
             most = min(most, self._pick.most_units)
         gone = sum(self._cost(deal) for deal in self._bought)
-        if most - gone < 1 and self._market.settlements != ("none",):
+        if most - gone < 1 and self._settlements != (FREE,):
             raise BudgetExhausted(limit="price of one prompt", asked_units=1, left_units=0)
         return most - gone
 
@@ -474,6 +489,12 @@ class MarketCall:
             bought = replace(bought, paid_units=0)
         self._bought = [b for b in self._bought if b.deal != bought.deal]
         self._bought.append(bought)
+
+    def _left_behind(self, purchase: _Purchase) -> None:
+        """Keep the deal of a purchase that showed nothing: it may cost something yet."""
+        bought = purchase.bought()
+        if bought is not None and all(deal.deal != bought.deal for deal in self._bought):
+            self._bought.append(bought)
 
     def _last(self, delivered: Delivered | None, rest: str) -> Chunk:
         begun = len(self._pick.begun)
@@ -505,10 +526,10 @@ class MarketCall:
 
     def _nobody(self, error: DealFailed) -> ComputeFailed:
         what = f"the model {self._prompt.model!r}" if self._prompt.model else "inference"
-        return failed(
-            f"{what} could not be bought for at most {self._market.max_price}",
-            why=error.why,
-            todo="Raise the highest price, ask for another model, or see who sells: coase status",
+        return NoOffer(
+            f"{what} could not be bought for at most {self._market.max_price}:"
+            f" {error.why.rstrip('.')}. Raise the highest price, ask for another model, or see who"
+            " sells: coase status"
         )
 
 
@@ -528,9 +549,10 @@ class _Purchase:
         blocked: frozenset[str],
         allowed: frozenset[str],
         chosen: bool,
+        settlements: tuple[str, ...],
     ) -> None:
         self._market, self._blocked, self._allowed = market, blocked, allowed
-        self._chosen = chosen
+        self._chosen, self._settlements = chosen, settlements
         self._begun_ns = time.monotonic_ns()
         self.first_us = 0
         """When it showed the first of its text; 0 while it did not."""
@@ -619,7 +641,7 @@ class _Purchase:
                 blocked=self._blocked,
                 allowed=self._allowed,
                 bids_max=bids_max,
-                settlements=market.settlements,
+                settlements=self._settlements,
                 on_text=self._parts.put_nowait,
                 on_agreed=self._agreed,
             )

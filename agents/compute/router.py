@@ -55,6 +55,7 @@ LOCAL_SLOTS: Final = 4
 OUTPUT_GUESS_TOKENS: Final = 200
 PRICE_IN_S: Final = 60
 """The highest price of a prompt is worth so many seconds, where nobody says what a second is."""
+HEDGES_AT_FIRST: Final = 2  # Late first tokens that are bought beside before anything was spent.
 SAVED_EVERY_S: Final = 60.0
 Made = Literal["local", "bought"]
 
@@ -102,7 +103,6 @@ class RouterCompute(Compute):
         self.buys = market if isinstance(market, MarketCompute) else None
         self.book = self.buys.book if self.buys is not None else RouteBook()
         self.hedges = Hedges()
-        self._funded = False
         self._local_slots = local_slots
         self._local: list[ModelInfo] = []
         self._local_s: float | None = None
@@ -223,7 +223,10 @@ class RouterCompute(Compute):
         """
         first = () if (prompt.model or "") in ANY_MODEL else (prompt.model or "",)
         asked = (*first, *(name for name in wish.models if name not in first))
-        outside = self.buys is not None and wish.reach > Place.HERE
+        buys = self.buys
+        outside = buys is not None and wish.reach > Place.HERE
+        if buys is not None and (wish.reach is Place.FIRM or buys.most_units == 0):
+            outside = outside and buys.firm
         buyable = outside and not prompt.logprobs  # For which the ware has no words.
         models = await self._resolve(asked, outside=outside)
         wish = replace(wish, models=models, second_units=self._second_units(wish))
@@ -248,13 +251,20 @@ class RouterCompute(Compute):
             size,
             decision,
             Means(local=self.local, market=self.buys, book=self.book, hedges=self.hedges),
-            open_market=buyable and not _restricted(wish) and wish.most_units != 0,
+            open_market=buyable and self._open(wish),
         )
         if not journey.legs and outside and not buyable:
             raise Unsupported("log-probabilities cannot be bought; ask an engine of your own")
         if not journey.legs:
             raise self._no_way(decision, wish)
         return journey
+
+    def _open(self, wish: Wish) -> bool:
+        """Return whether sellers that nobody knows yet may be asked."""
+        assert self.buys is not None
+        if wish.sellers or wish.regions or wish.quantisations:
+            return False  # Of strangers nobody knows where they are and what they have.
+        return wish.most_units != 0 or self.buys.firm
 
     def _no_way(self, decision: Decision, wish: Wish) -> PromptRefused | ComputeFailed:
         why = f"nobody may answer this: {decision.why_none()}"
@@ -300,6 +310,7 @@ class RouterCompute(Compute):
         """Bring what is known of the engine here up to date."""
         now_s = time.monotonic()
         if self.local is None:
+            self.book.drop(HERE)  # Of an earlier life that had an engine.
             return
         if self._local_s is not None and now_s - self._local_s < LOCAL_AGE_MAX_S:
             return
@@ -339,10 +350,8 @@ class RouterCompute(Compute):
 
     def _most_units(self) -> int:
         assert self.buys is not None
-        most_units = self.buys.most_units
-        if not self._funded:  # Two late first tokens before anything was spent.
-            self._funded, self.hedges.left_units = True, 2 * most_units
-        return most_units
+        self.hedges.begin(HEDGES_AT_FIRST * self.buys.most_units)
+        return self.buys.most_units
 
     # ---- Afterwards ------------------------------------------------------------------------------
 
@@ -372,12 +381,6 @@ def _plain(name: str) -> str:
 
 def _matching(wanted: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if _plain(name) == _plain(wanted)]
-
-
-def _restricted(wish: Wish) -> bool:
-    """Return whether strangers are excluded, whoever they are."""
-    narrow = wish.sellers or wish.regions or wish.quantisations
-    return bool(narrow) or wish.reach < Place.MARKET
 
 
 def _least(one: int | None, other: int) -> int:
