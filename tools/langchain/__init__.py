@@ -1,5 +1,6 @@
-"""LangChain's chat model over Coase: ``ChatCoase``."""
+"""LangChain over Coase: a chat model, embeddings, and tools to spend a budget with."""
 
 from .chat import ChatCoase
+from .embeddings import CoaseEmbeddings
 
-__all__ = ["ChatCoase"]
+__all__ = ["ChatCoase", "CoaseEmbeddings"]

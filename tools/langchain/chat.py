@@ -9,47 +9,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, Literal
 
 import httpx
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    HumanMessage,
-    SystemMessage,
-)
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, SecretStr
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.tools import BaseTool
+from langchain_core.utils import secret_from_env
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from coase.agents.compute.market import BoughtChunk
-from coase.agents.compute.ports import Chunk, Compute, Message, Prompt, Role
+from coase.agents.compute.openai import wire_messages
+from coase.agents.compute.ports import Chunk, Compute, Prompt, Usage
 from coase.protocol.errors import ComputeFailed, ConfigurationError
+
+from .messages import (
+    call_part,
+    choice_of,
+    conversation,
+    last_part,
+    schema_of,
+    text_part,
+    tools_of,
+)
 
 GATEWAY: Final = "http://127.0.0.1:11435"
 # An answer may be bargained for and made by more than one seller.
 TIMEOUT_S: Final = 300
 ERROR_SHOWN_MAX_CHARS: Final = 300
+Method = Literal["json_schema", "function_calling", "json_mode"]
+_OWN: Final = ("model", "max_tokens", "temperature", "seed")
+_SAMPLING: Final = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty")
 
 
 class ChatCoase(BaseChatModel):
     """Answers made on this machine or bought, by whatever ``coase gateway`` decides.
 
     ``compute`` takes the place of the gateway; it lives in one event loop, and so can be asked
-    asynchronously only. Tools and images are not supported. What an answer was made by and what
-    it cost is in its ``response_metadata`` under ``coase``.
+    asynchronously only. What an answer was made by and what it cost is in its
+    ``response_metadata`` under ``coase``. Pictures must be given whole.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
 
     model: str = "auto"
     base_url: str = GATEWAY
-    api_key: SecretStr | None = None
+    api_key: SecretStr | None = Field(
+        default_factory=secret_from_env("COASE_API_KEY", default=None)
+    )
     temperature: float = 0.0
     max_tokens: int = 1_024
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
@@ -57,6 +75,8 @@ class ChatCoase(BaseChatModel):
     timeout: float = TIMEOUT_S
     max_retries: int = 2
     """How often a gateway is asked again that could not be reached."""
+    streaming: bool = True
+    """Everything streams; here for code that asks for it."""
     compute: Compute | None = Field(default=None, exclude=True)
 
     @property
@@ -77,7 +97,7 @@ class ChatCoase(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _joined(self._stream(messages, stop, run_manager, **kwargs))
+        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
 
     async def _agenerate(
         self,
@@ -87,7 +107,7 @@ class ChatCoase(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stream = self._astream(messages, stop, run_manager, **kwargs)
-        return _joined([part async for part in stream])
+        return generate_from_stream(iter([part async for part in stream]))
 
     def _stream(
         self,
@@ -106,11 +126,10 @@ class ChatCoase(BaseChatModel):
             client.stream("POST", **self._request(messages, stop, kwargs)) as response,
         ):
             if response.status_code != httpx.codes.OK:
-                raise _refusal(response.read())
+                raise refusal(response.read())
             reader = _Reader()
             for line in response.iter_lines():
-                part = reader.take(line)
-                if part is not None:
+                for part in reader.take(line):
                     if run_manager is not None and part.text:
                         run_manager.on_llm_new_token(part.text, chunk=part)
                     yield part
@@ -130,6 +149,83 @@ class ChatCoase(BaseChatModel):
                     await run_manager.on_llm_new_token(part.text, chunk=part)
                 yield part
 
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return the model with tools that it may call.
+
+        ``tool_choice`` is ``auto``, ``none``, ``any`` to have one called, or the name of one.
+
+        :raises ValueError: if ``tool_choice`` names none of them
+        """
+        described = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        choice_of(tool_choice, tools_of(described))
+        more = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=described, **more, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Method = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Return the model with answers that fit ``schema``.
+
+        By ``json_schema`` the engine is bound to it, ``function_calling`` makes it a tool that has
+        to be called, ``json_mode`` binds to JSON alone.
+
+        :raises ValueError: if there is no such method
+        """
+        parsed = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
+        plain = convert_to_json_schema(schema)
+        shape = {"kwargs": {"method": method, "strict": strict}, "schema": plain}
+        parser: Runnable[Any, Any]
+        parser = PydanticOutputParser(pydantic_object=parsed) if parsed else JsonOutputParser()
+        bound: Runnable[LanguageModelInput, AIMessage]
+        match method:
+            case "function_calling":
+                name = convert_to_openai_tool(schema)["function"]["name"]
+                bound = self.bind_tools(
+                    [schema],
+                    tool_choice=name,
+                    strict=strict,
+                    ls_structured_output_format=shape,
+                    **kwargs,
+                )
+                parser = (
+                    PydanticToolsParser(tools=[parsed], first_tool_only=True)
+                    if parsed
+                    else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+                )
+            case "json_schema":
+                named = {"name": str(plain.get("title") or "answer"), "schema": plain}
+                wanted = {"type": "json_schema", "json_schema": {**named, "strict": True}}
+                bound = self.bind(
+                    response_format=wanted, ls_structured_output_format=shape, **kwargs
+                )
+            case "json_mode":
+                wanted = {"type": "json_object"}
+                bound = self.bind(
+                    response_format=wanted, ls_structured_output_format=shape, **kwargs
+                )
+            case _:
+                raise ValueError(f"there is no method {method!r}")
+        if not include_raw:
+            return bound | parser
+        good = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        )
+        bad = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=bound) | good.with_fallbacks([bad], exception_key="parsing_error")
+
     # ---- over a gateway ------------------------------------------------------------------------
 
     async def _asked(
@@ -141,28 +237,33 @@ class ChatCoase(BaseChatModel):
             client.stream("POST", **self._request(messages, stop, options)) as response,
         ):
             if response.status_code != httpx.codes.OK:
-                raise _refusal(await response.aread())
+                raise refusal(await response.aread())
             reader = _Reader()
             async for line in response.aiter_lines():
-                part = reader.take(line)
-                if part is not None:
+                for part in reader.take(line):
                     yield part
             reader.check()
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> dict[str, Any]:
-        body = {
-            "model": self.model,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "stop": stop or self.stop,
-            "seed": self.seed,
+        prompt = self._prompt(messages, stop, options)
+        body: dict[str, Any] = {
             **options,
-            "messages": [{"role": m.role, "content": m.content} for m in conversation(messages)],
+            "model": options.get("model", self.model),
+            "messages": wire_messages(prompt),
+            "temperature": prompt.temperature,
+            "max_tokens": prompt.max_tokens,
+            "stop": list(prompt.stop) or None,
+            "seed": prompt.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if "tools" in options:
+            names = {tool.name for tool in prompt.tools}
+            tools = options["tools"]
+            body["tools"] = [tool for tool in tools if tool["function"]["name"] in names]
+            body["tool_choice"] = prompt.tool_choice
         headers = {}
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key.get_secret_value()}"
@@ -175,46 +276,33 @@ class ChatCoase(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> AsyncIterator[ChatGenerationChunk]:
         assert self.compute is not None
-        model = options.get("model", self.model)
-        prompt = Prompt(
+        calls = 0
+        async with aclosing(self.compute.stream(self._prompt(messages, stop, options))) as chunks:
+            async for chunk in chunks:
+                if chunk.text or chunk.thinking:
+                    yield text_part(chunk.text, chunk.thinking)
+                for call in chunk.tool_calls:
+                    yield call_part(calls, name=call.name, arguments=call.arguments, id_=call.id)
+                    calls += 1
+                if chunk.done:
+                    yield _engine_end(chunk, options.get("model", self.model))
+
+    def _prompt(
+        self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> Prompt:
+        asked = {name: options.get(name, getattr(self, name)) for name in _OWN}
+        model = asked.pop("model")
+        tools, choice = choice_of(options.get("tool_choice"), tools_of(options.get("tools") or ()))
+        return Prompt(
             messages=tuple(conversation(messages)),
             model=None if model == "auto" else model,
-            max_tokens=options.get("max_tokens", self.max_tokens),
-            temperature=options.get("temperature", self.temperature),
-            seed=options.get("seed", self.seed),
             stop=tuple(stop or self.stop or ()),
+            tools=tools,
+            tool_choice=choice,
+            response_schema=schema_of(options.get("response_format")),
+            **asked,
+            **{name: options[name] for name in _SAMPLING if options.get(name) is not None},
         )
-        async with aclosing(self.compute.stream(prompt)) as chunks:
-            async for chunk in chunks:
-                if chunk.text:
-                    yield _part(chunk.text)
-                if chunk.done:
-                    yield _engine_end(chunk, model)
-
-
-def conversation(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Return LangChain's messages as those of a prompt.
-
-    :raises ValueError: if one is of a kind that no model here reads, or holds more than text
-    """
-    found = []
-    for message in messages:
-        role: Role
-        match message:
-            case SystemMessage():
-                role = "system"
-            case HumanMessage():
-                role = "user"
-            case AIMessage():
-                role = "assistant"
-            case _:
-                raise ValueError(f"no model here reads messages of the kind {message.type!r}")
-        if isinstance(message.content, list):
-            kinds = {p.get("type") for p in message.content if isinstance(p, dict)} - {"text"}
-            if kinds:
-                raise ValueError(f"no model here reads {', '.join(map(str, kinds))}, only text")
-        found.append(Message(role, str(message.text)))
-    return found
 
 
 class _Reader:
@@ -224,35 +312,35 @@ class _Reader:
         self._ended = False
         self._metadata: dict[str, Any] = {}
 
-    def take(self, line: str) -> ChatGenerationChunk | None:
-        """Return the part that a line holds, if it holds any.
+    def take(self, line: str) -> list[ChatGenerationChunk]:
+        """Return the parts that a line holds.
 
         :raises ComputeFailed: if the line says that the answer broke off
         """
-        if not line.startswith("data: "):
-            return None
-        if line == "data: [DONE]":
-            return None
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            return []
         event = json.loads(line.removeprefix("data: "))
         if "error" in event:
             raise ComputeFailed(str(event["error"].get("message", event["error"])))
+        parts: list[ChatGenerationChunk] = []
+        if event.get("choices"):
+            choice = event["choices"][0]
+            if choice.get("finish_reason"):
+                self._metadata = {
+                    "model_name": event["model"],
+                    "finish_reason": choice["finish_reason"],
+                    "coase": event.get("coase", {}),
+                }
+            delta = choice.get("delta") or {}
+            thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
+            if delta.get("content") or thinking:
+                parts.append(text_part(delta.get("content") or "", thinking))
+            for call in delta.get("tool_calls") or ():
+                parts.append(_call_piece(call))
         if event.get("usage"):
             self._ended = True
-            usage = event["usage"]
-            return _end(
-                self._metadata,
-                input_tokens=usage["prompt_tokens"],
-                output_tokens=usage["completion_tokens"],
-            )
-        choice = event["choices"][0]
-        if choice.get("finish_reason"):
-            self._metadata = {
-                "model_name": event["model"],
-                "finish_reason": choice["finish_reason"],
-                "coase": event.get("coase", {}),
-            }
-        text = choice["delta"].get("content") or ""
-        return _part(text) if text else None
+            parts.append(last_part(self._metadata, _usage(event["usage"])))
+        return parts
 
     def check(self) -> None:
         """Return if the answer came to its end.
@@ -263,8 +351,23 @@ class _Reader:
             raise ComputeFailed("the gateway broke off in the middle of an answer; ask again")
 
 
-def _part(text: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=text))
+def _call_piece(call: Mapping[str, Any]) -> ChatGenerationChunk:
+    function = call.get("function") or {}
+    return call_part(
+        int(call.get("index") or 0),
+        name=function.get("name"),
+        arguments=function.get("arguments") or "",
+        id_=call.get("id"),
+    )
+
+
+def _usage(told: Mapping[str, Any]) -> Usage:
+    details = told.get("prompt_tokens_details") or {}
+    return Usage(
+        input_tokens=int(told["prompt_tokens"]),
+        output_tokens=int(told["completion_tokens"]),
+        cached_input_tokens=int(details.get("cached_tokens") or 0),
+    )
 
 
 def _engine_end(chunk: Chunk, model: str) -> ChatGenerationChunk:
@@ -278,47 +381,11 @@ def _engine_end(chunk: Chunk, model: str) -> ChatGenerationChunk:
             "deal": deal.deal,
             "paid": deal.paid,
         }
-    usage = chunk.usage
-    return _end(
-        metadata,
-        input_tokens=usage.input_tokens if usage is not None else 0,
-        output_tokens=usage.output_tokens if usage is not None else 0,
-    )
+    return last_part(metadata, chunk.usage or Usage(input_tokens=0, output_tokens=0))
 
 
-def _end(metadata: dict[str, Any], *, input_tokens: int, output_tokens: int) -> ChatGenerationChunk:
-    return ChatGenerationChunk(
-        message=AIMessageChunk(
-            content="",
-            response_metadata=metadata,
-            usage_metadata=UsageMetadata(
-                input_tokens=input_tokens,
-                output_tokens=output_tokens,
-                total_tokens=input_tokens + output_tokens,
-            ),
-            chunk_position="last",
-        )
-    )
-
-
-def _joined(parts: Iterator[ChatGenerationChunk] | list[ChatGenerationChunk]) -> ChatResult:
-    texts: list[str] = []
-    last: AIMessageChunk | None = None
-    for part in parts:
-        assert isinstance(part.message, AIMessageChunk)
-        texts.append(str(part.message.text))
-        last = part.message
-    if last is None:
-        raise ComputeFailed("there was no answer; ask again")
-    message = AIMessage(
-        content="".join(texts),
-        response_metadata=last.response_metadata,
-        usage_metadata=last.usage_metadata,
-    )
-    return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _refusal(content: bytes) -> ComputeFailed:
+def refusal(content: bytes) -> ComputeFailed:
+    """Return the error that a gateway's refusal is."""
     try:
         message = json.loads(content)["error"]["message"]
     except (ValueError, KeyError, TypeError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage
+from langchain_core.tools import tool
+from pydantic import BaseModel
 
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.router import RouterCompute
@@ -16,11 +20,33 @@ from coase.tools.gateway.server import application, serving
 from coase.tools.langchain import ChatCoase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from coase.agents.compute.ports import Chunk, Prompt
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 WORDS = "one two three four"
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str
+    age: int
+
+
+@tool
+def double(number: int) -> int:
+    """Return twice the number."""
+    return 2 * number
+
+
+@tool
+def halve(number: int) -> int:
+    """Return half the number."""
+    return number // 2
 
 
 @pytest.fixture
@@ -43,7 +69,7 @@ async def test_an_answer_comes_with_its_usage_and_origin(model: ChatCoase) -> No
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["output_tokens"] == 4
     assert answer.response_metadata["finish_reason"] == "stop"
-    assert answer.response_metadata["coase"] == {"made": "local"}
+    assert answer.response_metadata["coase"]["made"] == "local"
 
 
 async def test_it_streams_and_the_parts_add_up(model: ChatCoase) -> None:
@@ -64,12 +90,81 @@ async def test_a_conversation_and_its_options_reach_the_engine(model: ChatCoase)
 
 
 async def test_what_no_model_here_reads_is_refused(model: ChatCoase) -> None:
-    with pytest.raises(ValueError, match="tool"):
-        await model.ainvoke([HumanMessage("x"), ToolMessage("y", tool_call_id="1")])
-    with pytest.raises(ValueError, match="image"):
-        await model.ainvoke([HumanMessage([{"type": "image", "url": "x"}])])
+    with pytest.raises(ValueError, match="kind 'chat'"):
+        await model.ainvoke([ChatMessage(content="x", role="critic")])
+    for block, why in (
+        ({"type": "audio", "base64": "eA=="}, "no model here reads audio"),
+        ({"type": "image", "url": "https://example.org/x.png"}, "given whole"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png,x"}}, "must be in base64"),
+        ({"type": "image", "base64": "?", "mime_type": "image/png"}, "no base64"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            await model.ainvoke([HumanMessage([block])])
     with pytest.raises(ComputeFailed, match="nope"):
         await model.ainvoke(WORDS, model="nope")
+
+
+async def test_pictures_reach_the_engine_in_every_shape(model: ChatCoase) -> None:
+    data = base64.b64encode(PNG).decode()
+    shapes: list[dict[str, Any]] = [
+        {"type": "image", "base64": data, "mime_type": "image/png"},
+        {
+            "type": "image",
+            "source_type": "base64",
+            "data": data,
+            "mime_type": "image/png",
+        },
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        {"type": "image", "source": {"type": "base64", "data": data}},
+    ]
+    question = HumanMessage([{"type": "text", "text": "What?"}, *shapes])
+    assert (await model.ainvoke([question])).text == "What? (4 images)"
+
+
+async def test_thoughts_come_beside_the_answer(url: str) -> None:
+    class Thinking(EchoCompute):
+        def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+            return super().stream(replace(prompt, thinking=True))
+
+    app = application(RouterCompute(local=Thinking()))
+    async with serving(app, host="127.0.0.1", port=0) as address:
+        for model in (ChatCoase(base_url=address), ChatCoase(compute=Thinking())):
+            answer = await model.ainvoke(WORDS)
+            kinds = [block["type"] for block in answer.content_blocks]
+            assert kinds == ["reasoning", "text"]
+            assert answer.text == WORDS
+
+
+async def test_tools_are_called_and_their_results_read(model: ChatCoase) -> None:
+    bound = model.bind_tools([double, halve])
+    asked = HumanMessage("double the 21 for me")
+    called = await bound.ainvoke([asked])
+    assert [(call["name"], call["args"]) for call in called.tool_calls] == [
+        ("double", {"number": 21})
+    ]
+    assert called.response_metadata["finish_reason"] == "tool_calls"
+    result = await double.ainvoke(called.tool_calls[0])
+    assert (await bound.ainvoke([asked, called, result])).text == "42"
+    forced = model.bind_tools([double, halve], tool_choice="halve")
+    assert (await forced.ainvoke("Hello 8")).tool_calls[0]["name"] == "halve"
+    none = model.bind_tools([double], tool_choice="none")
+    assert (await none.ainvoke("double the 21")).tool_calls == []
+    with pytest.raises(ValueError, match="there is: double, halve"):
+        model.bind_tools([double, halve], tool_choice="treble")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+async def test_an_answer_fits_its_schema_and_one_that_does_not_says_so(
+    model: ChatCoase, method: Any
+) -> None:
+    structured = model.with_structured_output(Person, method=method, include_raw=True)
+    found: Any = await structured.ainvoke("Ann is 7")
+    assert found["parsed"] == Person(name="Ann is 7", age=7)
+    assert found["raw"].usage_metadata["output_tokens"] > 0
+    cut: Any = await structured.ainvoke("Ann is old", max_tokens=1)
+    assert (cut["parsed"] is None) == (cut["parsing_error"] is not None) or cut["parsed"].age == 0
+    with pytest.raises(ValueError, match="no method"):
+        model.with_structured_output(Person, method="telepathy")  # type: ignore[arg-type]
 
 
 async def test_it_can_be_asked_without_an_event_loop(url: str) -> None:
