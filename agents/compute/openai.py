@@ -25,6 +25,7 @@ from .ports import (
     ModelInfo,
     Prompt,
     PromptRefused,
+    PromptTooLong,
     ToolCall,
     Unsupported,
     Usage,
@@ -232,6 +233,8 @@ class OpenAICompute(Compute):
         return self._model
 
     def _refusal(self, status: int, content: bytes) -> ComputeFailed:
+        too_long = b"too large to process" in content or b"exceed_context_size" in content
+        too_long = too_long or b"context_length_exceeded" in content
         try:
             why = _error_text(read_json(content))
         except ValueError:
@@ -239,7 +242,9 @@ class OpenAICompute(Compute):
         why = f"{why[:ERROR_SHOWN_MAX_CHARS] or 'no reason given'} (status {status})"
         if status == 501 or (status in (400, 500) and _says_unable(why)):
             return Unsupported(f"{self._name} cannot do that: {why}. Ask another model or engine")
-        if status in (400, 404, 413, 422) or "too large to process" in why:
+        if too_long:
+            return PromptTooLong(f"{self._name} refused the prompt: {why}. Shorten it")
+        if status in (400, 404, 413, 422):
             return PromptRefused(f"{self._name} refused the prompt: {why}. Change it or the model")
         if status in (429, 503):
             return ComputeBusy(f"{self._name} is busy: {why}. Ask later or elsewhere")

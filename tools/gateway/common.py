@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -15,17 +21,22 @@ from starlette.requests import Request
 
 from coase.agents.compute.market import BoughtChunk
 from coase.agents.compute.ports import (
+    IMAGES_SIZE_MAX_BYTES,
     OUTPUT_TOKENS_MAX,
     SEED_MAX,
     TEMPERATURE_MAX,
+    TOP_LOGPROBS_MAX,
+    Capability,
     Chunk,
     ComputeBusy,
+    Embeddings,
     Logprob,
-    Message,
     Prompt,
     PromptRefused,
-    Role,
+    PromptTooLong,
+    ToolCall,
     Usage,
+    read_json,
 )
 from coase.agents.compute.router import ModelUnknown, RouterCompute
 from coase.agents.compute.routing import Wish
@@ -34,8 +45,8 @@ from coase.protocol.errors import BudgetExhausted, CoaseError
 from .calls import Told, call_of, made_by
 from .wishes import BadWish, wish_of
 
-# A prompt of the largest size, with every character escaped.
-BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
+# A prompt of the largest size, with every character escaped, and all of its images as base64.
+BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024 + IMAGES_SIZE_MAX_BYTES * 4 // 3
 BODY_MAX_S: Final = 30  # Whoever sends more slowly holds a place that others need.
 # Other servers write until the model ends. Here it is what a price is set aside for.
 ANSWER_TOKENS_DEFAULT: Final = 1_024
@@ -45,9 +56,13 @@ T = TypeVar("T")
 class Wrong(Exception):
     """A request that is not served: an HTTP status, what is wrong, and which field."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, too_long: bool = False
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.param = status, message, param
+        self.too_long = too_long
+        """Whether the prompt does not fit the model, for which APIs have a word of their own."""
 
 
 def wrong(error: CoaseError) -> Wrong:
@@ -55,6 +70,8 @@ def wrong(error: CoaseError) -> Wrong:
     match error:
         case ModelUnknown():
             return Wrong(404, str(error), param="model")
+        case PromptTooLong():
+            return Wrong(400, str(error), too_long=True)
         case PromptRefused():
             return Wrong(400, str(error))
         case BudgetExhausted():
@@ -81,8 +98,8 @@ async def body_of(request: Request) -> dict[str, Any]:
     except TimeoutError:
         raise Wrong(408, f"the body did not come within {BODY_MAX_S} s") from None
     try:
-        body = json.loads(bytes(content))
-    except (ValueError, RecursionError):
+        body = read_json(bytes(content))
+    except ValueError:
         raise Wrong(400, "the body is no JSON") from None
     if not isinstance(body, dict):
         raise Wrong(400, "the body is no JSON object")
@@ -125,6 +142,32 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
             raise Wrong(400, f"{name} must be a number from 0 to {most:g}", param=name)
         return float(value)
+
+    def permille(self, name: str, *, least: int = 0, most: int = 1) -> int | None:
+        """Return a number from ``least`` to ``most`` in thousandths; None if it is not given."""
+        value = self.body.get(name)
+        if value is None:
+            return None
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not least <= value <= most
+        ):
+            raise Wrong(400, f"{name} must be a number from {least} to {most}", param=name)
+        return round(value * 1_000)
+
+    def whole(self, name: str, *, most: int, default: int = 0) -> int:
+        """Return a whole number from 0 to ``most``."""
+        value = self.body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise Wrong(400, f"{name} must be a whole number from 0 to {most}", param=name)
+        return value
+
+    def top_logprobs(self) -> int:
+        """Return how many tokens are asked for at each place."""
+        return self.whole("top_logprobs", most=TOP_LOGPROBS_MAX)
 
     def count(self, *names: str) -> int:
         """Return how many tokens an answer may have, by the first of ``names`` that is given."""
@@ -170,46 +213,71 @@ class Fields:
                 self.ignored.append(name)
 
 
-def messages_of(value: Any, *, roles: Mapping[str, Role]) -> list[Message]:
-    """Return a conversation out of a body.
+def turns_of(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return the messages of a body, each with the words for its place.
 
-    :raises Wrong: if it is none, or holds more than text
+    :raises Wrong: if it is no list of objects, or an empty one
     """
     if not isinstance(value, list) or not value:
         raise Wrong(400, "messages must be a list with one message at least", param="messages")
-    found: list[Message] = []
     for at, entry in enumerate(value):
-        where = f"messages[{at}]"
         if not isinstance(entry, dict):
-            raise Wrong(400, f"{where} must be an object", param=where)
-        role = roles.get(entry.get("role", ""))
-        if role is None:
-            takes = ", ".join(roles)
-            raise Wrong(400, f"{where}: the role must be one of {takes}", param=where)
-        if entry.get("images"):
-            raise Wrong(400, f"{where}: no model here takes images", param=where)
-        if entry.get("tool_calls"):
-            raise Wrong(400, f"{where}: no model here calls tools", param=where)
-        found.append(Message(role, text_of(entry.get("content"), where=where)))
-    return found
+            raise Wrong(400, f"messages[{at}] must be an object", param=f"messages[{at}]")
+    return [(f"messages[{at}]", entry) for at, entry in enumerate(value)]
+
+
+def role_in(entry: Mapping[str, Any], roles: Sequence[str], *, where: str) -> str:
+    """Return the role of a message.
+
+    :raises Wrong: if it is none of ``roles``
+    """
+    role = entry.get("role")
+    if role not in roles:
+        raise Wrong(400, f"{where}: the role must be one of {', '.join(roles)}", param=where)
+    return str(role)
+
+
+def blocks_of(content: Any, *, where: str) -> list[dict[str, Any]]:
+    """Return the parts of a content, which may be a text.
+
+    :raises Wrong: if it is neither a text nor a list of parts
+    """
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Wrong(400, f"{where}: the content must be a text or a list of parts", param=where)
+    return content
+
+
+def text_in(part: Mapping[str, Any], *, where: str, name: str = "text") -> str:
+    """Return the text of a part.
+
+    :raises Wrong: if it has none
+    """
+    text = part.get(name)
+    if not isinstance(text, str):
+        raise Wrong(400, f"{where}: a part has no {name}", param=where)
+    return text
 
 
 def text_of(content: Any, *, where: str) -> str:
-    """Return the text of a message whose content is a text or a list of parts."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise Wrong(400, f"{where}: the content must be a text or a list of parts", param=where)
+    """Return a content that may hold nothing but text.
+
+    :raises Wrong: if it holds something else
+    """
     texts: list[str] = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            what = "images" if kind in ("image", "image_url", "input_image") else f"{kind!r} parts"
-            raise Wrong(400, f"{where}: no model here takes {what}, only text", param=where)
-        texts.append(part["text"])
+    for part in blocks_of(content, where=where):
+        if part.get("type") != "text":
+            raise not_taken(part, where=where)
+        texts.append(text_in(part, where=where))
     return "".join(texts)
+
+
+def not_taken(part: Mapping[str, Any], *, where: str) -> Wrong:
+    """Return what a client is told of a part that nothing here reads."""
+    return Wrong(400, f"{where}: {str(part.get('type'))[:50]!r} parts are not taken", param=where)
 
 
 @dataclass(slots=True)
@@ -291,6 +359,8 @@ class Whole:
     reason: str
     usage: Usage
     logprobs: tuple[Logprob, ...]
+    thinking: str
+    tool_calls: tuple[ToolCall, ...]
 
 
 async def begin(
@@ -330,15 +400,61 @@ async def whole(request: Request, answer: Answer) -> Whole:
 
     async def read() -> Whole:
         texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[ToolCall] = []
         logprobs: list[Logprob] = []
         reason = "stop"
         async for chunk in answer.chunks():
             texts.append(chunk.text)
+            thoughts.append(chunk.thinking)
+            calls.extend(chunk.tool_calls)
             logprobs.extend(chunk.logprobs)
             reason = chunk.done_reason or reason
-        return Whole("".join(texts), reason, answer.usage, tuple(logprobs))
+        return Whole(
+            "".join(texts), reason, answer.usage, tuple(logprobs), "".join(thoughts), tuple(calls)
+        )
 
     return await unless_gone(request, read)
+
+
+async def embedded(request: Request, texts: Sequence[str], name: str) -> Embeddings:
+    """Return the vectors of ``texts``; the name of the model may say that any will do.
+
+    :raises Wrong: if there are none
+    """
+    router: RouterCompute = request.app.state.router
+    call = call_of(request)
+
+    async def work() -> Embeddings:
+        try:
+            entry = await router.find(name)
+        except ModelUnknown:
+            if router.market is None:
+                raise
+            return await router.embed(texts, name)  # Perhaps somebody sells that alone.
+        return await router.embed(texts, None if entry is None else entry.info.name)
+
+    try:
+        made = await unless_gone(request, work)
+    except Wrong as error:
+        cause = error.__cause__
+        if call is not None and call.till is not None and isinstance(cause, BudgetExhausted):
+            raise wrong(call.till.told(cause)) from cause
+        raise
+    if call is not None:
+        call.used(made.usage)
+        call.outcome = "done"
+    return made
+
+
+async def able(request: Request, name: str, what: Capability) -> bool:
+    """Return whether the model of that name can do ``what``; True where nobody knows."""
+    router: RouterCompute = request.app.state.router
+    try:
+        entry = await router.find(name)
+    except CoaseError:
+        return True  # What is wrong with it is said when it is asked.
+    return entry is None or what in entry.info.capabilities
 
 
 async def unless_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T:

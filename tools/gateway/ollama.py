@@ -1,26 +1,62 @@
-"""The API of Ollama: chat, generate, and what its clients ask about models."""
+"""The API of Ollama: chat, generate, embed, and what its clients ask about models."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from hashlib import sha256
+from typing import Any, Final, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from coase.agents.compute.ports import Chunk, Logprob, Message, Prompt
+from coase.agents.compute.ports import (
+    PENALTY_MAX_PERMILLE,
+    TOP_K_MAX,
+    Chunk,
+    Image,
+    Logprob,
+    Message,
+    Prompt,
+    Role,
+    ToolCall,
+)
 from coase.agents.compute.router import Listed, RouterCompute
 from coase.protocol.errors import CoaseError
 
-from .common import Answer, Fields, Wrong, begin, body_of, messages_of, whole, wrong
+from .common import (
+    Answer,
+    Fields,
+    Wrong,
+    begin,
+    body_of,
+    embedded,
+    role_in,
+    text_of,
+    turns_of,
+    whole,
+    wrong,
+)
+from .parts import (
+    called,
+    dimensions_of,
+    entries,
+    functions_of,
+    held_in,
+    level,
+    picture,
+    shortened,
+    texts_of,
+    with_ids,
+)
 
 # Clients compare it to the version that brought what they want to use. What is served here is
-# what this one had, as far as models without tools and images go.
-VERSION: Final = "0.12.0"
-ROLES: Final = {"system": "system", "user": "user", "assistant": "assistant"}
+# what this one had: tools, thinking at levels, log-probabilities.
+VERSION: Final = "0.12.11"
+ROLES: Final = ("system", "user", "assistant", "tool")
 TEMPERATURE_DEFAULT: Final = 0.8
 LOADED_FOR: Final = timedelta(minutes=5)
 # Ollama has the time of the file here; nobody tells it of a model that is elsewhere.
@@ -45,40 +81,24 @@ async def version(request: Request) -> Response:
 
 async def tags(request: Request) -> Response:
     """Answer ``GET /api/tags``."""
-    entries = []
-    for entry in await _listed(request):
-        entries.append(
-            {
-                "name": entry.info.name,
-                "model": entry.info.name,
-                "modified_at": _EPOCH,
-                "size": entry.info.size_bytes,
-                "digest": entry.info.digest,
-                "details": _details(entry),
-            }
-        )
-    return JSONResponse({"models": entries})
+    models = [{**_entry(entry), "modified_at": _changed(entry)} for entry in await _listed(request)]
+    return JSONResponse({"models": models})
 
 
 async def ps(request: Request) -> Response:
     """Answer ``GET /api/ps``: the models of this machine that are not said to be unloaded."""
     expires = (datetime.now(UTC) + LOADED_FOR).isoformat()
-    entries = []
-    for entry in await _listed(request):
-        if entry.made == "local" and entry.info.loaded is not False:
-            entries.append(
-                {
-                    "name": entry.info.name,
-                    "model": entry.info.name,
-                    "size": entry.info.size_bytes,
-                    "digest": entry.info.digest,
-                    "details": _details(entry),
-                    "expires_at": expires,
-                    "size_vram": 0,
-                    "context_length": entry.info.context_tokens,
-                }
-            )
-    return JSONResponse({"models": entries})
+    found = [
+        {
+            **_entry(entry),
+            "expires_at": expires,
+            "size_vram": 0,
+            "context_length": entry.info.context_tokens,
+        }
+        for entry in await _listed(request)
+        if entry.made == "local" and entry.info.loaded is not False
+    ]
+    return JSONResponse({"models": found})
 
 
 async def show(request: Request) -> Response:
@@ -92,9 +112,6 @@ async def show(request: Request) -> Response:
         raise _renamed(wrong(error), name) from error
     if entry is None:
         raise Wrong(400, "model is required", param="model")
-    info: dict[str, Any] = {"general.architecture": "coase", "general.basename": entry.info.name}
-    if entry.info.context_tokens:
-        info["coase.context_length"] = entry.info.context_tokens
     return JSONResponse(
         {
             "license": "",
@@ -102,11 +119,44 @@ async def show(request: Request) -> Response:
             "parameters": "",
             "template": "{{ .Prompt }}",
             "details": _details(entry),
-            "model_info": info,
-            "capabilities": ["completion"],
-            "modified_at": _EPOCH,
+            "model_info": _facts(entry),
+            "tensors": [],
+            "capabilities": list(entry.info.capabilities),
+            "modified_at": _changed(entry),
         }
     )
+
+
+def _entry(entry: Listed) -> dict[str, Any]:
+    """Return what every list of models says of one."""
+    info = entry.info
+    return {
+        "name": info.name,
+        "model": info.name,
+        "size": info.size_bytes,
+        # Ollama's own program shows the first twelve letters, and breaks where there are none.
+        "digest": info.digest or sha256(info.name.encode()).hexdigest(),
+        "details": _details(entry),
+    }
+
+
+def _facts(entry: Listed) -> dict[str, Any]:
+    info = entry.info
+    family = info.family or "coase"
+    told = {
+        "general.architecture": family,
+        "general.basename": info.name,
+        "general.parameter_count": info.parameter_count,
+        f"{family}.context_length": info.context_tokens,
+        f"{family}.embedding_length": info.embedding_length,
+    }
+    return {key: value for key, value in told.items() if value}
+
+
+def _changed(entry: Listed) -> str:
+    if not entry.info.modified_s:
+        return _EPOCH
+    return datetime.fromtimestamp(entry.info.modified_s, UTC).isoformat().replace("+00:00", "Z")
 
 
 async def _listed(request: Request) -> list[Listed]:
@@ -121,9 +171,9 @@ def _details(entry: Listed) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf" if entry.made == "local" else "",
-        "family": "",
-        "families": [],
-        "parameter_size": "",
+        "family": entry.info.family,
+        "families": [entry.info.family] if entry.info.family else None,
+        "parameter_size": entry.info.parameter_size,
         "quantization_level": entry.info.quantisation,
     }
 
@@ -132,11 +182,10 @@ async def chat(request: Request) -> Response:
     """Answer ``POST /api/chat``."""
     fields = Fields(await body_of(request))
     name = fields.text("model")
-    _refuse(fields, name)
     if not fields.body.get("messages"):
         return await _loaded(request, fields, name, {"message": _message("")})
-    messages = messages_of(fields.body["messages"], roles=ROLES)  # type: ignore[arg-type]
-    prompt = Prompt(messages=tuple(messages), **_common(fields, name))
+    messages = tuple(_turn(entry, where) for where, entry in turns_of(fields.body["messages"]))
+    prompt = Prompt(messages=messages, tools=functions_of(fields), **_common(fields, name))
     return await _answer(request, fields, prompt, chat_shape)
 
 
@@ -144,27 +193,85 @@ async def generate(request: Request) -> Response:
     """Answer ``POST /api/generate``."""
     fields = Fields(await body_of(request))
     name = fields.text("model")
-    _refuse(fields, name)
     fields.refuse("is not supported", "suffix", "template", "context")
-    text = fields.text("prompt", "")
-    if not text:
+    text, images = fields.text("prompt", ""), _images(fields, "images")
+    if not text and not images:
         return await _loaded(request, fields, name, {"response": ""})
     common = _common(fields, name)
     if fields.flag("raw"):
+        fields.refuse("cannot be with raw", "images")
         prompt = Prompt(text=text, **common)
     else:
         system = fields.text("system", "")
         head = (Message("system", system),) if system else ()
-        prompt = Prompt(messages=(*head, Message("user", text)), **common)
+        asked = Message("user", text, images=images)
+        prompt = Prompt(messages=(*head, asked), **common)
     return await _answer(request, fields, prompt, generate_shape)
 
 
-def _refuse(fields: Fields, name: str) -> None:
-    fields.refuse(f"{name!r} does not support tools", "tools")
-    fields.refuse(f"{name!r} does not support thinking", "think")
-    fields.refuse(f"{name!r} does not take images", "images")
-    if fields.body.get("top_logprobs"):
-        raise Wrong(400, "top_logprobs: only that of the token itself", param="top_logprobs")
+async def embed(request: Request) -> Response:
+    """Answer ``POST /api/embed``."""
+    begun_ns = time.monotonic_ns()
+    fields = Fields(await body_of(request))
+    name, dimensions = fields.text("model"), dimensions_of(fields)
+    texts = texts_of(fields.body.get("input") or [], name="input")
+    if not any(texts):
+        await _find(request, name)
+        return JSONResponse({"model": name, "embeddings": []})
+    try:
+        made = await embedded(request, texts, name)
+    except Wrong as error:
+        raise _renamed(error, name) from error
+    vectors = [shortened(vector, dimensions) for vector in made.vectors]
+    worked_ns = min(made.usage.duration_ms * _MS_NS, time.monotonic_ns() - begun_ns)
+    return JSONResponse(
+        {
+            "model": name,
+            "embeddings": vectors,
+            "total_duration": time.monotonic_ns() - begun_ns,
+            "load_duration": time.monotonic_ns() - begun_ns - worked_ns,
+            "prompt_eval_count": made.usage.input_tokens,
+        }
+    )
+
+
+async def embeddings(request: Request) -> Response:
+    """Answer ``POST /api/embeddings``, the older word for one text."""
+    fields = Fields(await body_of(request))
+    name, text = fields.text("model"), fields.text("prompt", "")
+    if not text:
+        await _find(request, name)
+        return JSONResponse({"embedding": []})
+    try:
+        made = await embedded(request, [text], name)
+    except Wrong as error:
+        raise _renamed(error, name) from error
+    return JSONResponse({"embedding": list(made.vectors[0])})
+
+
+def _turn(entry: dict[str, Any], where: str) -> Message:
+    fields = Fields(entry)
+    calls = [held_in(call, "function") for _, call in entries(fields, "tool_calls")]
+    ids = [call.get("id") for _, call in entries(fields, "tool_calls")]
+    return Message(
+        cast("Role", role_in(entry, ROLES, where=where)),
+        text_of(entry.get("content"), where=where),
+        images=_images(fields, "images", where=where),
+        thinking=fields.text("thinking", ""),
+        tool_calls=tuple(
+            called(call.get("name"), call.get("arguments"), id_=id_, where=where)
+            for id_, call in zip(ids, calls, strict=True)
+        ),
+        tool_call_id=fields.text("tool_call_id", ""),
+        tool_name=fields.text("tool_name", ""),
+    )
+
+
+def _images(fields: Fields, name: str, *, where: str = "images") -> tuple[Image, ...]:
+    given = fields.body.get(name) or []
+    if not isinstance(given, list):
+        raise Wrong(400, f"{where}: images must be a list", param=where)
+    return tuple(picture(encoded, where=where) for encoded in given)
 
 
 def _common(fields: Fields, name: str) -> dict[str, Any]:
@@ -172,14 +279,12 @@ def _common(fields: Fields, name: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise Wrong(400, "options must be an object", param="options")
     options = Fields(given, fields.ignored)
-    options.hint(
-        *"top_k top_p min_p typical_p repeat_last_n repeat_penalty".split(),
-        *"presence_penalty frequency_penalty num_ctx num_keep mirostat".split(),
-    )
+    options.hint(*"typical_p repeat_last_n num_ctx num_keep mirostat".split())
     form = fields.body.get("format")
     if form not in (None, "", "json") and not isinstance(form, dict):
         raise Wrong(400, 'format must be "json" or a JSON schema', param="format")
     schema = form if isinstance(form, dict) else {"type": "object"} if form == "json" else None
+    most = PENALTY_MAX_PERMILLE // 1_000
     return {
         "model": name,
         "max_tokens": options.count("num_predict"),
@@ -188,33 +293,60 @@ def _common(fields: Fields, name: str) -> dict[str, Any]:
         "stop": options.stops("stop"),
         "response_schema": schema,
         "logprobs": fields.flag("logprobs"),
+        "top_logprobs": fields.top_logprobs(),
+        "thinking": level(fields.body.get("think"), name="think"),
+        "top_k": None if "top_k" not in given else options.whole("top_k", most=TOP_K_MAX),
+        "top_p_permille": options.permille("top_p"),
+        "min_p_permille": options.permille("min_p"),
+        "repeat_penalty_permille": options.permille("repeat_penalty", most=most),
+        "frequency_penalty_permille": options.permille("frequency_penalty", least=-most, most=most),
+        "presence_penalty_permille": options.permille("presence_penalty", least=-most, most=most),
     }
 
 
-async def _loaded(request: Request, fields: Fields, name: str, content: dict[str, Any]) -> Response:
-    """Answer a request without a prompt, by which clients load and unload models."""
+async def _find(request: Request, name: str) -> None:
     router: RouterCompute = request.app.state.router
     try:
         await router.find(name)
     except CoaseError as error:
         raise _renamed(wrong(error), name) from error
+
+
+async def _loaded(request: Request, fields: Fields, name: str, content: dict[str, Any]) -> Response:
+    """Answer a request without a prompt, by which clients load and unload models."""
+    await _find(request, name)
     reason = "unload" if fields.body.get("keep_alive") in (0, "0", "0s") else "load"
     return JSONResponse(
         {"model": name, "created_at": _now(), **content, "done": True, "done_reason": reason}
     )
 
 
-def chat_shape(text: str) -> dict[str, Any]:
+Shape = Callable[[Chunk], dict[str, Any]]
+
+
+def chat_shape(chunk: Chunk) -> dict[str, Any]:
     """Return a piece of a chat."""
-    return {"message": _message(text)}
+    message = _message(chunk.text)
+    if chunk.thinking:
+        message["thinking"] = chunk.thinking
+    if chunk.tool_calls:
+        message["tool_calls"] = _calls(chunk.tool_calls)
+    return {"message": message}
 
 
-def generate_shape(text: str) -> dict[str, Any]:
+def generate_shape(chunk: Chunk) -> dict[str, Any]:
     """Return a piece of a plain answer."""
-    return {"response": text}
+    return {"response": chunk.text, **({"thinking": chunk.thinking} if chunk.thinking else {})}
 
 
-async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: Any) -> Response:
+def _calls(calls: tuple[ToolCall, ...]) -> list[dict[str, Any]]:
+    return [
+        {"id": id_, "function": {"index": at, "name": call.name, "arguments": call.read() or {}}}
+        for at, (id_, call) in enumerate(with_ids(calls))
+    ]
+
+
+async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: Shape) -> Response:
     name = prompt.model or ""
     try:
         answer = await begin(request, request.app.state.router, prompt, fields.ignored)
@@ -228,30 +360,39 @@ async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: Any) 
         )
     made = await whole(request, answer)
     last = Chunk(done=True, done_reason="length" if made.reason == "length" else "stop")
-    body = _part(name, replace(last, text=made.text, logprobs=made.logprobs), shape)
+    said = replace(last, text=made.text, thinking=made.thinking, tool_calls=made.tool_calls)
+    body = _part(name, replace(said, logprobs=made.logprobs), shape)
     return JSONResponse({**body, **_metrics(answer)}, headers=answer.headers())
 
 
-async def _lines(answer: Answer, name: str, shape: Any) -> AsyncIterator[bytes]:
+async def _lines(answer: Answer, name: str, shape: Shape) -> AsyncIterator[bytes]:
+    def says(chunk: Chunk) -> bool:
+        return bool(chunk.text or chunk.logprobs or chunk.thinking or chunk.tool_calls)
+
     try:
         async for chunk in answer.chunks():
-            if chunk.done and (chunk.text or chunk.logprobs):
+            if chunk.done and says(chunk):
                 yield _line(_part(name, replace(chunk, done=False), shape))
-                chunk = replace(chunk, text="", logprobs=())
             if chunk.done:
-                yield _line({**_part(name, chunk, shape), **_metrics(answer)})
-            elif chunk.text or chunk.logprobs:
+                last = Chunk(done=True, done_reason=chunk.done_reason)
+                yield _line({**_part(name, last, shape), **_metrics(answer)})
+            elif says(chunk):
                 yield _line(_part(name, chunk, shape))
     except CoaseError as error:
         yield _line(error_body(wrong(error)))
 
 
-def _part(name: str, chunk: Chunk, shape: Any) -> dict[str, Any]:
-    found = {"model": name, "created_at": _now(), **shape(chunk.text), "done": chunk.done}
+def _part(name: str, chunk: Chunk, shape: Shape) -> dict[str, Any]:
+    found = {"model": name, "created_at": _now(), **shape(chunk), "done": chunk.done}
     if chunk.done:
-        found["done_reason"] = chunk.done_reason or "stop"
+        found["done_reason"] = "length" if chunk.done_reason == "length" else "stop"
     if chunk.logprobs:
-        found["logprobs"] = [_logprob(entry) for entry in chunk.logprobs]
+        found["logprobs"] = [
+            {**_logprob(entry), "top_logprobs": [_logprob(other) for other in entry.top]}
+            if entry.top
+            else _logprob(entry)
+            for entry in chunk.logprobs
+        ]
     return found
 
 

@@ -1,27 +1,71 @@
-"""The API of OpenAI: chat, completions, models."""
+"""The API of OpenAI: chat, completions, embeddings, models."""
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from coase.agents.compute.ports import Chunk, Logprob, Prompt, Usage
+from coase.agents.compute.ports import (
+    PENALTY_MAX_PERMILLE,
+    TOP_K_MAX,
+    TOP_LOGPROBS_MAX,
+    Chunk,
+    Image,
+    Logprob,
+    Message,
+    Prompt,
+    Role,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    Usage,
+)
 from coase.agents.compute.router import Listed, RouterCompute
 from coase.protocol.errors import CoaseError
 
-from .common import Answer, Fields, Wrong, begin, body_of, messages_of, new_id, whole, wrong
+from .common import (
+    Answer,
+    Fields,
+    Whole,
+    Wrong,
+    able,
+    begin,
+    blocks_of,
+    body_of,
+    embedded,
+    new_id,
+    not_taken,
+    role_in,
+    text_in,
+    turns_of,
+    whole,
+    wrong,
+)
+from .parts import (
+    called,
+    chosen,
+    dimensions_of,
+    entries,
+    functions_of,
+    held_in,
+    level,
+    picture_at,
+    schema_of,
+    shortened,
+    texts_of,
+    with_ids,
+)
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_PENALTY_MAX = PENALTY_MAX_PERMILLE // 1_000
 TEMPERATURE_DEFAULT = 1.0
 _TYPES = {
     401: "authentication_error",
@@ -39,6 +83,8 @@ def error_body(error: Wrong) -> dict[str, Any]:
     code = _CODES.get(error.status)
     if error.status == 404 and error.param == "model":
         code = "model_not_found"
+    if error.too_long:
+        code = "context_length_exceeded"
     return {
         "error": {
             "message": error.message,
@@ -89,7 +135,7 @@ def _model(entry: Listed) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": 0,
+        "created": entry.info.modified_s,
         "owned_by": "local" if entry.made == "local" else "market",
         # What a client of Anthropic reads.
         "type": "model",
@@ -101,18 +147,22 @@ def _model(entry: Listed) -> dict[str, Any]:
 async def chat(request: Request) -> Response:
     """Answer ``POST /v1/chat/completions``."""
     fields = Fields(await body_of(request))
-    fields.refuse("no model here calls tools", "tools", "functions")
+    fields.refuse("was replaced by tools", "functions", "function_call")
     fields.refuse("only text comes back", "audio")
     fields.refuse("only text comes back", "modalities", harmless=(["text"],))
+    tools, choice = _tools(fields)
+    common = _common(fields)
     prompt = Prompt(
-        messages=tuple(messages_of(fields.body.get("messages"), roles=ROLES)),  # type: ignore[arg-type]
+        messages=messages_in(fields.body.get("messages")),
         max_tokens=fields.count("max_completion_tokens", "max_tokens"),
         response_schema=_schema(fields.body.get("response_format")),
         logprobs=fields.flag("logprobs"),
-        **_common(fields),
+        top_logprobs=fields.top_logprobs(),
+        tools=tools,
+        tool_choice=choice,
+        thinking=await _thinking(request, fields, str(common["model"])),
+        **common,
     )
-    if prompt.logprobs and fields.body.get("top_logprobs"):
-        raise Wrong(400, "top_logprobs: only that of the token itself", param="top_logprobs")
     return await _answer(request, fields, prompt, _Chat())
 
 
@@ -126,26 +176,121 @@ async def completions(request: Request) -> Response:
         raise Wrong(400, "prompt must be one text that is not empty", param="prompt")
     fields.refuse("is not supported", "echo", "suffix")
     fields.refuse("one answer at a time", "best_of", harmless=(1,))
+    scored = fields.body.get("logprobs") not in (None, False)
     prompt = Prompt(
         text=given,
         max_tokens=fields.count("max_tokens"),
-        logprobs=fields.body.get("logprobs") not in (None, False),
+        logprobs=scored,
+        top_logprobs=fields.whole("logprobs", most=TOP_LOGPROBS_MAX) if scored else 0,
         **_common(fields),
     )
     return await _answer(request, fields, prompt, _Text())
 
 
+async def embeddings(request: Request) -> Response:
+    """Answer ``POST /v1/embeddings``."""
+    fields = Fields(await body_of(request))
+    texts = texts_of(fields.body.get("input"), name="input")
+    name, dimensions = fields.text("model"), dimensions_of(fields)
+    form = fields.text("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise Wrong(400, "encoding_format must be float or base64", param="encoding_format")
+    made = await embedded(request, texts, name)
+    data = []
+    for at, vector in enumerate(made.vectors):
+        numbers: Any = shortened(vector, dimensions)
+        if form == "base64":
+            numbers = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+        data.append({"object": "embedding", "index": at, "embedding": numbers})
+    tokens = made.usage.input_tokens
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSONResponse({"object": "list", "data": data, "model": made.model, "usage": usage})
+
+
+def messages_in(value: Any) -> tuple[Message, ...]:
+    """Return a conversation out of a body.
+
+    :raises Wrong: if it is none, or holds what nothing here reads
+    """
+    return tuple(_message(entry, where) for where, entry in turns_of(value))
+
+
+def _message(entry: dict[str, Any], where: str) -> Message:
+    role = role_in(entry, ROLES, where=where)
+    texts: list[str] = []
+    images: list[Image] = []
+    for part in blocks_of(entry.get("content"), where=where):
+        match part.get("type"):
+            case "text":
+                texts.append(text_in(part, where=where))
+            case "refusal" if role == "assistant":
+                texts.append(text_in(part, where=where, name="refusal"))
+            case "image_url" if role != "assistant" and "image_url" in part:
+                url = held_in(part, "image_url").get("url") or part["image_url"]
+                images.append(picture_at(url, where=where))
+            case _:
+                raise not_taken(part, where=where)
+    fields = Fields(entry)
+    calls = [
+        called(
+            held_in(call, "function").get("name"),
+            held_in(call, "function").get("arguments"),
+            id_=call.get("id"),
+            where=where,
+        )
+        for _, call in entries(fields, "tool_calls")
+    ]
+    return Message(
+        cast("Role", "system" if role == "developer" else role),
+        "".join(texts),
+        images=tuple(images),
+        thinking=fields.text("reasoning_content", ""),
+        tool_calls=tuple(calls),
+        tool_call_id=fields.text("tool_call_id", ""),
+        tool_name=fields.text("name", "") if role == "tool" else "",
+    )
+
+
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
+    tools = functions_of(fields)
+    fields.hint("parallel_tool_calls", neutral=(True,))
+    given = fields.body.get("tool_choice")
+    if given is None:
+        return tools, "auto"
+    if isinstance(given, dict) and given.get("type") == "function":
+        return chosen(tools, held_in(given, "function").get("name")), "required"
+    if given not in ("auto", "none", "required"):
+        raise Wrong(400, "tool_choice cannot be read", param="tool_choice")
+    return tools, cast("ToolChoice", given)
+
+
+async def _thinking(request: Request, fields: Fields, model: str) -> Thinking:
+    """Return how hard to think; for a model that does not, the word is a hint that is ignored."""
+    given = held_in(dict(fields.body), "reasoning").get("effort")
+    wanted = level(fields.body.get("reasoning_effort") or given, name="reasoning_effort")
+    if wanted and not await able(request, model, "thinking"):
+        fields.ignored.append("reasoning_effort")
+        return None
+    return wanted
+
+
 def _common(fields: Fields) -> dict[str, Any]:
     fields.refuse("one answer at a time", "n", harmless=(1,))
     fields.refuse("is not supported", "logit_bias")
-    fields.hint("top_p", neutral=(1,))
-    fields.hint("frequency_penalty", "presence_penalty", neutral=(0,))
-    fields.hint("reasoning_effort", "verbosity")
+    fields.hint("verbosity")
+    top_k = fields.body.get("top_k")  # Not of this API, but all engines know it.
     return {
         "model": fields.text("model"),
         "temperature": fields.number("temperature", TEMPERATURE_DEFAULT),
         "seed": fields.seed(),
         "stop": fields.stops("stop"),
+        "top_p_permille": fields.permille("top_p"),
+        "min_p_permille": fields.permille("min_p"),
+        "top_k": None if top_k in (None, -1) else fields.whole("top_k", most=TOP_K_MAX),
+        **{
+            f"{name}_permille": fields.permille(name, least=-_PENALTY_MAX, most=_PENALTY_MAX)
+            for name in ("frequency_penalty", "presence_penalty")
+        },
     }
 
 
@@ -155,11 +300,10 @@ def _schema(given: Any) -> dict[str, Any] | None:
         return None
     if kind == "json_object":
         return {"type": "object"}
-    held = given.get("json_schema") if kind == "json_schema" else None
-    schema = held.get("schema") if isinstance(held, dict) else None
-    if not isinstance(schema, dict):
+    if kind != "json_schema":
         raise Wrong(400, "response_format cannot be read", param="response_format")
-    return schema
+    schema = held_in(given, "json_schema").get("schema")
+    return schema_of(schema, name="response_format.json_schema.schema")
 
 
 class _Chat:
@@ -171,9 +315,20 @@ class _Chat:
         """Return what opens a stream."""
         return {"delta": {"role": "assistant", "content": ""}}
 
+    def __init__(self) -> None:
+        self._calls = 0
+
     def piece(self, chunk: Chunk) -> dict[str, Any]:
         """Return a piece of a stream."""
-        found: dict[str, Any] = {"delta": {"content": chunk.text}}
+        delta: dict[str, Any] = {}
+        if chunk.thinking:
+            delta["reasoning_content"] = chunk.thinking
+        if chunk.text or not (chunk.thinking or chunk.tool_calls):
+            delta["content"] = chunk.text
+        if chunk.tool_calls:
+            delta["tool_calls"] = _calls(chunk.tool_calls, begin=self._calls)
+            self._calls += len(chunk.tool_calls)
+        found: dict[str, Any] = {"delta": delta}
         if chunk.logprobs:
             found["logprobs"] = self.logprobs(chunk.logprobs)
         return found
@@ -182,20 +337,21 @@ class _Chat:
         """Return what closes a stream."""
         return {"delta": {}}
 
-    def whole(self, text: str) -> dict[str, Any]:
+    def whole(self, made: Whole) -> dict[str, Any]:
         """Return a whole answer."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        message: dict[str, Any] = {"role": "assistant", "content": made.text, "refusal": None}
+        if made.thinking:
+            message["reasoning_content"] = made.thinking
+        if made.tool_calls:
+            message["content"] = made.text or None
+            message["tool_calls"] = _calls(made.tool_calls)
+        return {"message": message}
 
-    def logprobs(self, entries: tuple[Logprob, ...]) -> dict[str, Any]:
+    def logprobs(self, scored: tuple[Logprob, ...]) -> dict[str, Any]:
         """Return log-probabilities."""
         content = [
-            {
-                "token": entry.token,
-                "logprob": entry.logprob,
-                "bytes": list(entry.token.encode("utf-8", "surrogatepass")),
-                "top_logprobs": [],
-            }
-            for entry in entries
+            {**_scored(entry), "top_logprobs": [_scored(other) for other in entry.top]}
+            for entry in scored
         ]
         return {"content": content, "refusal": None}
 
@@ -220,18 +376,34 @@ class _Text(_Chat):
         """Return what closes a stream."""
         return {"text": ""}
 
-    def whole(self, text: str) -> dict[str, Any]:
+    def whole(self, made: Whole) -> dict[str, Any]:
         """Return a whole answer."""
-        return {"text": text}
+        return {"text": made.text}
 
-    def logprobs(self, entries: tuple[Logprob, ...]) -> dict[str, Any]:
+    def logprobs(self, scored: tuple[Logprob, ...]) -> dict[str, Any]:
         """Return log-probabilities."""
+        tops = [{other.token: other.logprob for other in entry.top} for entry in scored]
         return {
-            "tokens": [entry.token for entry in entries],
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": None,
+            "tokens": [entry.token for entry in scored],
+            "token_logprobs": [entry.logprob for entry in scored],
+            "top_logprobs": tops if any(tops) else None,
             "text_offset": [],
         }
+
+
+def _calls(calls: tuple[ToolCall, ...], *, begin: int | None = None) -> list[dict[str, Any]]:
+    """Return tool calls; with ``begin``, as the parts of a stream, which number them."""
+    found: list[dict[str, Any]] = []
+    for at, (id_, call) in enumerate(with_ids(calls)):
+        function = {"name": call.name, "arguments": call.arguments}
+        entry = {"id": id_, "type": "function", "function": function}
+        found.append(entry if begin is None else {"index": begin + at, **entry})
+    return found
+
+
+def _scored(entry: Logprob) -> dict[str, Any]:
+    encoded = list(entry.token.encode("utf-8", "surrogatepass"))
+    return {"token": entry.token, "logprob": entry.logprob, "bytes": encoded}
 
 
 async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: _Chat) -> Response:
@@ -257,7 +429,7 @@ async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: _Chat
         "index": 0,
         "logprobs": shape.logprobs(made.logprobs) if made.logprobs else None,
         "finish_reason": made.reason,
-        **shape.whole(made.text),
+        **shape.whole(made),
     }
     body = {**head, "choices": [choice], "usage": _usage(made.usage), "coase": answer.origin()}
     return JSONResponse(body, headers=answer.headers())
@@ -277,7 +449,7 @@ async def _events(
         yield event(shape.first())
         async for chunk in answer.chunks():
             reason = chunk.done_reason or reason
-            if chunk.text or chunk.logprobs:
+            if chunk.text or chunk.logprobs or chunk.thinking or chunk.tool_calls:
                 yield event(shape.piece(chunk))
     except CoaseError as error:
         yield _sse(error_body(wrong(error)))
