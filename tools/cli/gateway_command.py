@@ -172,7 +172,7 @@ def _books(journal: UsageJournal, market: MarketCompute | None, buys: _Buying | 
     assert node is not None
     assert agent.seat is not None
     asset = node.settlement.asset
-    till = Till(agent.purse, name=agent.name, place=str(buys.state or ""))
+    till = Till(agent.purse, name=agent.name, place=str(buys.state or ""), market=market)
     node.runtime.observers.append(till.notice)
     node.runtime.observers.append(partial(journal.notice, asset, agent.address))
     past = rows_of(node.journal.summaries(agent.address))

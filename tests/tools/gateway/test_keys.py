@@ -248,7 +248,7 @@ async def test_a_key_that_has_spent_all_is_still_answered_by_the_engine_here(
 async def test_thirty_callers_with_one_key_get_what_it_pays_for_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "PROMISED_WAIT_MAX_S", 100)
+    monkeypatch.setattr(calls, "PATIENCE_MAX_S", 100)
     statuses: list[int] = []
     async with shop(tmp_path) as it:
         key = it.keys.add("alice", Budget(total="0.085"))
@@ -279,7 +279,7 @@ async def test_thirty_callers_with_one_key_get_what_it_pays_for_and_no_more(
 async def test_who_waits_for_money_that_is_promised_waits_in_vain_for_so_long_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "PROMISED_WAIT_MAX_S", 0.01)
+    monkeypatch.setattr(calls, "PATIENCE_MAX_S", 0.01)
     async with shop(tmp_path) as it:
         key = it.keys.add("alice", Budget(total="0.045"))
         assert (await it.ask(key)).status_code == 200
