@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from coase.agents.compute.market import BoughtChunk
-from coase.protocol.errors import BudgetExhausted
+from coase.agents.compute.market import BoughtChunk, NoOffer
+from coase.agents.compute.router import ANY_MODEL
+from coase.protocol.errors import BudgetExhausted, ComputeFailed
 from coase.protocol.session import Charge
 from coase.protocol.types import units_to_text
 
@@ -22,7 +23,7 @@ from .usage import Used, now_ms
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from coase.agents.compute.ports import Chunk, Usage
+    from coase.agents.compute.ports import Chunk, Compute, Usage
     from coase.agents.purse import Purse
     from coase.agents.steps import Notice
     from coase.protocol.types import AgentId, Asset
@@ -33,9 +34,12 @@ SCOPE: Final = "coase.call"
 """Where a request's scope has its call."""
 TAG_HEADER: Final = "x-coase-tag"
 TAG_MAX_CHARS: Final = 64
-# What an answer may cost is set aside until its deal is over, a few seconds after its last word;
-# for so long a caller waits for it to come back, before it is told that nothing is left.
-PROMISED_WAIT_MAX_S: Final = 30
+# What an answer may cost is set aside until its deal is over, a few seconds after its last word,
+# and who sells is busy for about as long. For so long a caller waits before it is told.
+PATIENCE_MAX_S: Final = 30
+ASKERS_MAX: Final = 8  # Of those whom nobody offered anything, ask again at once.
+ASK_AGAIN_S: Final = 1.0
+_LATEST: Final = ":latest"
 _SLIDING: Final = ("in all", "per hour", "per day", "per counterparty")
 _ACCOUNT: Final = "account "
 _UNSEEN: Final = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]")
@@ -58,10 +62,14 @@ class Told(BudgetExhausted):
 class Till:
     """The money side of a gateway: whose purse it is, and when something comes back to it."""
 
-    def __init__(self, purse: Purse, *, name: str, place: str = "") -> None:
+    def __init__(
+        self, purse: Purse, *, name: str, place: str = "", market: Compute | None = None
+    ) -> None:
         self.purse, self.name, self.place = purse, name, place
+        self._market = market
         self._returned = anyio.Event()
         self._lanes: dict[str, anyio.Lock] = {}
+        self._askers = anyio.Semaphore(ASKERS_MAX)
 
     @property
     def asset(self) -> Asset:
@@ -74,9 +82,42 @@ class Till:
             self._returned.set()
             self._returned = anyio.Event()
 
-    def lane(self, account: str) -> anyio.Lock:
-        """Return what those who wait for the same money hold one after the other."""
+    def lane(self, error: BudgetExhausted | NoOffer, account: str) -> anyio.Lock | anyio.Semaphore:
+        """Return what those who wait for the same money hold in turn, or for a free seller."""
+        if isinstance(error, NoOffer):
+            return self._askers
         return self._lanes.setdefault(account, anyio.Lock())
+
+    async def chance(
+        self, error: BudgetExhausted | NoOffer, call: Call, deadline_s: float, *, tried: bool
+    ) -> None:
+        """Return when to try again makes sense, after one try was in vain already or none.
+
+        :raises BudgetExhausted: if the money cannot come back, or does not in time
+        :raises NoOffer: if nobody sells it, or all stay busy
+        """
+        if isinstance(error, NoOffer):
+            if not await self._sells(call.model) or anyio.current_time() >= deadline_s:
+                raise error
+            with anyio.move_on_after(ASK_AGAIN_S):
+                await self.returned()
+            return
+        error = self.now(error, call.account)
+        while tried or error.left_units < error.asked_units:
+            if not self.may_return(error, call.account):
+                raise error
+            await _in_time(self.returned, deadline_s, error)
+            error, tried = self.now(error, call.account), False
+
+    async def _sells(self, model: str) -> bool:
+        """Return whether anybody says that it has ``model``, or anything if any will do."""
+        if self._market is None:
+            return False
+        try:
+            names = [info.name.removesuffix(_LATEST) for info in await self._market.models()]
+        except ComputeFailed:
+            return False
+        return bool(names) if model in ANY_MODEL else model.removesuffix(_LATEST) in names
 
     def may_return(self, error: BudgetExhausted, account: str) -> bool:
         """Return whether what is missing may come back soon, since others have it set aside."""
@@ -173,63 +214,64 @@ class Call:
     ) -> AsyncGenerator[Chunk, None]:
         """Yield what ``open_stream`` yields, and count it.
 
-        Where the money for it is only promised to others, it waits for what comes back of that,
-        one caller of an account after the other, and tries again.
+        Where the money for it is only promised to others, or all who sell it are busy, it waits
+        for what comes back, in turn with others, and tries again.
 
         :raises BudgetExhausted: if nothing came back in time, or something else is missing
         """
         try:
-            async with aclosing(open_stream()) as chunks:
+            async with aclosing(self._begun(open_stream)) as chunks:
                 async for chunk in chunks:
                     self._count(chunk)
                     yield chunk
-            self.outcome = "done"
-            return
         except BudgetExhausted as error:
             if self.till is None:
                 raise
-            if self.answered or not self.till.may_return(error, self.account):
-                raise self.till.told(error) from error
-            first = error
-        try:
-            async with aclosing(self._patient(open_stream, first)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except BudgetExhausted as error:
             raise self.till.told(error) from error
         self.outcome = "done"
 
-    async def _patient(
-        self, open_stream: Callable[[], AsyncGenerator[Chunk, None]], error: BudgetExhausted
+    async def _begun(
+        self, open_stream: Callable[[], AsyncGenerator[Chunk, None]]
     ) -> AsyncGenerator[Chunk, None]:
-        assert self.till is not None
-        deadline_s = anyio.current_time() + PROMISED_WAIT_MAX_S
-        # Held until the first word: whoever stands behind would take the same money.
-        lane = self.till.lane(self.account)
-        await _in_time(lane.acquire, deadline_s, error)
+        stream = open_stream()
         try:
-            must_wait = False
-            while True:
-                error = self.till.now(error, self.account)
-                while must_wait or error.left_units < error.asked_units:
-                    if not self.till.may_return(error, self.account):
-                        raise error
-                    await _in_time(self.till.returned, deadline_s, error)
-                    error, must_wait = self.till.now(error, self.account), False
-                stream = open_stream()
-                try:
-                    chunk = await anext(stream)
-                    break
-                except BudgetExhausted as again:
-                    error, must_wait = again, True
-        finally:
-            lane.release()
+            chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except (BudgetExhausted, NoOffer) as error:
+            stream, chunk = await self._patiently(open_stream, error)
         async with aclosing(stream) as chunks:
-            self._count(chunk)
             yield chunk
             async for chunk in chunks:
-                self._count(chunk)
                 yield chunk
+
+    async def _patiently(
+        self,
+        open_stream: Callable[[], AsyncGenerator[Chunk, None]],
+        error: BudgetExhausted | NoOffer,
+    ) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
+        """Return a stream that has begun, with its first chunk.
+
+        :raises BudgetExhausted: if no money comes back in time
+        :raises NoOffer: if nobody offers in time
+        """
+        if self.till is None:
+            raise error
+        deadline_s = anyio.current_time() + PATIENCE_MAX_S
+        # Held until the first word: whoever stands behind would take the same money or place.
+        lane = self.till.lane(error, self.account)
+        await _in_time(lane.acquire, deadline_s, error)
+        try:
+            tried = False
+            while True:
+                await self.till.chance(error, self, deadline_s, tried=tried)
+                stream = open_stream()
+                try:
+                    return stream, await anext(stream)
+                except (BudgetExhausted, NoOffer) as again:
+                    error, tried = again, True
+        finally:
+            lane.release()
 
     def _count(self, chunk: Chunk) -> None:
         self.answered = True
@@ -274,7 +316,7 @@ def made_by(chunk: Chunk) -> str:
 
 
 async def _in_time(
-    wait: Callable[[], Awaitable[None]], deadline_s: float, error: BudgetExhausted
+    wait: Callable[[], Awaitable[None]], deadline_s: float, error: BudgetExhausted | NoOffer
 ) -> None:
     """Return when ``wait`` does; raise ``error`` if that takes too long."""
     with anyio.move_on_at(deadline_s):
