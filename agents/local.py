@@ -12,6 +12,7 @@ import anyio
 from coase.escrow.backends.devchain import DevChain, start_devchain
 from coase.protocol.backends.broker import EmbeddedBroker
 
+from .beside import BESIDE
 from .config import NatsAddress, Network
 from .supervisor import supervise
 
@@ -75,11 +76,7 @@ async def local_market(
                 token=chain.token,
                 factory=chain.factory,
                 escrow=chain.escrow,
-                vault=chain.vault,
-                panels=chain.panels,
-                channels=chain.channels,
-                identity_registry=chain.identity_registry,
-                reputation_registry=chain.reputation_registry,
+                **{name: getattr(chain, name) for name in BESIDE},
                 arbiters=(arbiter.address,) if arbiter is not None else (),
                 faucet=True,
                 bank=chain.deployer,

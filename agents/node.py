@@ -139,12 +139,8 @@ class Node:
         if self.channels is not None:
             desk.streams.open(self.channels.domain, is_local=self.network.faucet)
         arbiters = tuple(self.network.arbiters)
-        agent.node, agent.buying = (
-            self,
-            BuyerDesk(
-                desk, arbiters=arbiters, start_level=0 if self.network.faucet else LEVELS[-1]
-            ),
-        )
+        level = 0 if self.network.faucet else LEVELS[-1]
+        agent.node, agent.buying = self, BuyerDesk(desk, arbiters=arbiters, start_level=level)
         buying = agent.buying
         buying.firm = self.firm.current
         buying.reserve = self.budgets.open(agent.name, agent.budget, under=agent.under)
