@@ -1,0 +1,144 @@
+"""Prompts with tools, schemas and thinking, and texts for vectors, bought where sellers fail."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coase.agents import Agent, BudgetExhausted, Job, Price
+from coase.agents.compute.echo import EchoCompute
+from coase.agents.compute.market import MarketCompute, Seam
+from coase.agents.compute.ports import ModelInfo, Prompt, Tool, ToolCall
+from coase.agents.inference import Stock, inference_agent, packed
+from coase.agents.seller import Windows
+from coase.agents.transcript import MARK
+from coase.agents.wares import Completion, Embedding, Inference, Vectors
+from coase.protocol.errors import ComputeFailed
+from tests.agents.market import Market, market
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from coase.agents.compute.ports import Chunk
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+PATIENT = Windows(lock_s=100, dispute_s=100, answer_s=100, rule_s=100)
+TEXTS = ("the sky is blue", "you owe me five pounds")
+SUM = Tool(
+    name="add",
+    parameters={
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    },
+)
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Market]:
+    async with market(tmp_path) as running:
+        yield running
+        await running.rest()
+
+
+async def honest(price: str = "0.02") -> Agent:
+    engine = EchoCompute()
+    return inference_agent(
+        "honest",
+        price=Price.per_task(price),
+        compute=engine,
+        stock=Stock(await engine.models()),
+        strategy="fixed",
+        windows=PATIENT,
+    )
+
+
+async def read(compute: MarketCompute, prompt: Prompt) -> list[Chunk]:
+    async with aclosing(compute.stream(prompt)) as stream:
+        return [chunk async for chunk in stream]
+
+
+async def test_vectors_that_do_not_fit_are_bought_of_the_next_seller(place: Market) -> None:
+    cheat, seller, buyer = Agent("cheat"), await honest(), Agent("buyer", budget="0.1")
+
+    @cheat.offers("embedding", price=Price.per_task("0.01"), windows=PATIENT)
+    async def embed(task: Embedding, job: Job) -> Vectors:
+        return Vectors(vectors=(packed((1.0, 2.0)),), model="m", input_tokens=1)
+
+    await place.join(cheat, seller, buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=500)
+    made = await compute.embed(TEXTS)
+    assert made.model == "echo"
+    assert [len(vector) for vector in made.vectors] == [16, 16]
+    assert made.usage.input_tokens == 9
+
+
+async def test_vectors_of_which_nobody_makes_any_are_not_bought(place: Market) -> None:
+    engine = EchoCompute()
+    writer = inference_agent(
+        "writer",
+        price=Price.per_task("0.02"),
+        compute=engine,
+        stock=Stock([ModelInfo(name="echo")]),
+        windows=PATIENT,
+    )
+    poor = Agent("poor", budget="0.001")
+    await place.join(writer, poor, Agent("rich"))
+    assert [offering.name for offering in writer.offerings.values()] == ["inference"]
+    compute = MarketCompute(poor, max_price="0.05", reply_within_ms=200)
+    with pytest.raises(ComputeFailed, match="embeddings could not be bought"):
+        await compute.embed(TEXTS)
+    await place.join(await honest())
+    with pytest.raises(BudgetExhausted):
+        await MarketCompute(poor, max_price="0.05").embed(TEXTS)
+
+
+async def test_thinking_is_shown_as_such_while_it_is_written(place: Market) -> None:
+    buyer = Agent("buyer", budget="0.1")
+    await place.join(await honest(), buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
+    words = " ".join(f"word{number}" for number in range(60))
+    chunks = await read(compute, Prompt.ask(words, thinking="low", max_tokens=100))
+    assert "".join(chunk.thinking for chunk in chunks) == "I repeat 60 words. "
+    assert "".join(chunk.text for chunk in chunks) == words
+    assert not any(chunk.text for chunk in chunks[: _thought(chunks)])
+
+
+def _thought(chunks: list[Chunk]) -> int:
+    return max(at for at, chunk in enumerate(chunks) if chunk.thinking)
+
+
+async def test_a_tool_call_of_the_next_seller_counts_where_the_first_one_stopped(
+    place: Market,
+) -> None:
+    faulty, seller, buyer = Agent("faulty"), await honest(), Agent("buyer", budget="0.1")
+
+    @faulty.offers("inference", price=Price.per_task("0.01"), windows=PATIENT)
+    async def infer(task: Inference, job: Job) -> Completion:
+        job.show(f"{MARK}thinking\nwell{MARK}tool_call\n" + '{"name":"add"', tokens=20)
+        raise ValueError("no more ideas")
+
+    await place.join(faulty, seller, buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=500)
+    chunks = await read(compute, Prompt.ask("please add 3 and 4", tools=(SUM,)))
+    calls = [call for chunk in chunks for call in chunk.tool_calls]
+    assert calls == [ToolCall(name="add", arguments='{"a": 3, "b": 4}', id="call_add")]
+    assert chunks[-1].done_reason == "tool_calls"
+    assert not "".join(chunk.text for chunk in chunks)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_text_that_a_schema_binds_goes_on_only_with_itself(size: int) -> None:
+    whole = '{"a": 3, "b": 4}'
+    seam = Seam(whole[:5], anew=True)
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert "".join(seam.take(part) for part in parts) == whole[5:]
+    assert seam.rest_of(whole) == ""
+    with pytest.raises(Exception, match="another answer"):
+        Seam(whole[:5], anew=True).take('{"b": 4}')
+    begins_elsewhere = Seam(whole[:5])
+    assert begins_elsewhere.take('3, "b": 4}') == '3, "b": 4}'
