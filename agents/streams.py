@@ -87,7 +87,11 @@ class _Deposit:
     deal: str
     units: int
     deadline_s: int
+    balance_units: int
+    """What the channel holds once it is there."""
     next_ms: int = 0
+    landed: bool = False
+    """Whether it is in a block. It is under way until the channel was read since."""
 
 
 @dataclass(slots=True)
@@ -156,6 +160,7 @@ class Streams:
                     line.since_s = 0
             if line.buyer is not None:
                 line.buyer, records = line.buyer.see(view)
+                self._see_deposit(line)
                 self._write(channel_id, line, records, step, now_ms=now_ms)
                 if line.buyer.stopped:
                     self._pass_over(channel_id, line.buyer.config.receiver)
@@ -295,8 +300,15 @@ class Streams:
         more = terms.price_units * (DEPOSIT_DEALS - 1)
         units = missing_units + (more if spare is None else max(0, min(more, spare)))
         effect_id = f"{thread.deal}:fund:{end.signed_units}@{self.desk.me}"
-        line.deposit = _Deposit(effect_id, thread.deal, units, deadline_s)
-        told = {"id": effect_id, "deal": thread.deal, "units": str(units), "by": deadline_s}
+        balance = units + (end.view.balance_units if end.view is not None else 0)
+        line.deposit = _Deposit(effect_id, thread.deal, units, deadline_s, balance)
+        told = {
+            "id": effect_id,
+            "deal": thread.deal,
+            "units": str(units),
+            "by": deadline_s,
+            "balance": str(balance),
+        }
         channel_id = end.channel_id
         self._record(channel_id, "deposit", json.dumps(told).encode(), step, now_ms=now_ms)
         self._send_deposit(line, step, now_ms=now_ms)
@@ -307,6 +319,9 @@ class Streams:
             return
         if self.desk.head.time_s > deposit.deadline_s:
             line.deposit = None  # Nobody can make it any more; another deal may try another.
+            return
+        if deposit.landed:
+            self.want(end.channel_id)  # What was read of it last is from before.
             return
         deposit.next_ms = now_ms + 60_000  # Until it ended; see ``deposit_ended``.
         salt = keccak256(deposit.effect_id.encode())
@@ -322,12 +337,22 @@ class Streams:
                 continue
             self.want(channel_id)
             if not error:
-                line.deposit = None
+                deposit.landed = True
+                self._see_deposit(line)
                 self._record(channel_id, "deposited", effect_id.encode(), step, now_ms=now_ms)
             else:
                 deposit.next_ms = now_ms + DEPOSIT_PAUSE_MS
                 step.effects.append(Notice("chain_error", deposit.deal, detail=error))
             return
+
+    @staticmethod
+    def _see_deposit(line: _Line) -> None:
+        """Let a deposit be over once the channel shows it: a second one would double it."""
+        deposit, end = line.deposit, line.buyer
+        if deposit is None or not deposit.landed or end is None or end.view is None:
+            return
+        if end.view.balance_units >= deposit.balance_units:
+            line.deposit = None
 
     def _consider_selling(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         config = self._config_of(thread)
@@ -535,7 +560,11 @@ class Streams:
             case "deposit":
                 row = json.loads(record.data)
                 self.lines[channel_id].deposit = _Deposit(
-                    row["id"], row["deal"], int(row["units"]), row["by"]
+                    row["id"],
+                    row["deal"],
+                    int(row["units"]),
+                    row["by"],
+                    int(row.get("balance", row["units"])),
                 )
             case "deposited":
                 self.lines[channel_id].deposit = None

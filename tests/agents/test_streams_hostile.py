@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,11 @@ from coase.protocol.states import State
 
 from .desks import head_of, kind_of
 from .test_streams import Streaming, over
+
+if TYPE_CHECKING:
+    from coase.agents.steps import OnChannel
+
+    from .desks import Seat
 
 
 @pytest.fixture
@@ -73,3 +78,20 @@ def test_vouchers_of_two_deals_that_overtake_each_other_pay_both(market: Streami
         assert (ask.outcome.state, ask.outcome.verdict) == (State.SETTLED, "good")
         paid += ask.outcome.view.to_seller_units
     assert market.paid() == market.signed() == before + paid
+
+
+def test_a_deposit_that_is_not_seen_yet_is_not_made_twice(
+    market: Streaming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[OnChannel] = []
+    fund = market._fund
+
+    def counted(seat: Seat, effect: OnChannel) -> None:
+        made.append(effect)
+        fund(seat, effect)
+
+    monkeypatch.setattr(market, "_fund", counted)
+    asks = [market.buy() for _ in range(3)]
+    market.until(lambda: all(over(ask) for ask in asks))
+    assert {ask.outcome.state for ask in asks if ask.outcome} == {State.SETTLED}
+    assert len(made) == len(market.funded) == 1
