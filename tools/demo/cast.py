@@ -118,6 +118,8 @@ def summariser(name: str, *, price: Price, style: Style, quality: int, tokens_ma
             input_max=len(prompt.encode()) // 2 + 64,
             output_max=tokens_max,
             features={"tokens": len(task.text) // 4},
+            # Many small calls: one deposit pays them all, each by a signature.
+            settlements=("channel",),
             decide_after_ms=1_000,
             strategy="boulware",
             rounds=4,

@@ -30,6 +30,7 @@ class Deal:
     capability: str
     buyer: str
     seller: str
+    method: str
     state: str
     how: str
     why: str
@@ -53,6 +54,7 @@ class Deal:
             "capability": self.capability,
             "buyer": self.buyer,
             "seller": self.seller,
+            "method": self.method,
             "state": self.state,
             "how": self.how,
             "price_asked_units": str(self.asked_units),
@@ -84,6 +86,7 @@ def deals_of(outcome: Outcome) -> list[Deal]:
                 capability=row["capability"].rpartition("-")[0],
                 buyer=outcome.names.get(agent, agent),
                 seller=outcome.names.get(row["counterparty"], row["counterparty"]),
+                method=row["method"],
                 state=row["state"],
                 how=row["how"],
                 why=row["why"],
@@ -108,10 +111,11 @@ def deals_of(outcome: Outcome) -> list[Deal]:
 def conserved(outcome: Outcome) -> bool:
     """Return whether all units are accounted for.
 
-    The balances of agents and arbiter, what the escrow holds, of which it owes some, and what
-    the faucet has left must add up to what was minted; nobody else may hold any.
+    The balances of agents and arbiter, what the escrow holds, of which it owes some, what lies in
+    channels, and what the faucet has left must add up to what was minted; nobody else may hold any.
     """
     everybody = sum(outcome.after.values()) + outcome.held_units + outcome.bank_units
+    everybody += outcome.streamed_units
     return everybody == outcome.supply_units and outcome.held_units >= outcome.owed_units
 
 
@@ -161,6 +165,8 @@ def report(outcome: Outcome, *, engine: str, model: str) -> dict[str, Any]:
         "settled": sum(1 for deal in agreed if deal.state == "settled"),
         "refunded": sum(1 for deal in agreed if deal.state == "refunded"),
         "disputed": sum(1 for deal in agreed if deal.disputed),
+        "by_escrow": sum(1 for deal in agreed if deal.method == "escrow"),
+        "by_channel": sum(1 for deal in agreed if deal.method == "channel"),
         "tokens_generated": sum(deal.tokens for deal in agreed),
         "wall_s": round(outcome.wall_s, 1),
         "digest": digest_of(deals),

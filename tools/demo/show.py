@@ -35,6 +35,7 @@ _STYLES: Final = {
     "counters": "yellow",
     "agrees": "bold",
     "locks": "blue",
+    "opens": "blue",
     "delivers": "white",
     "pays": "green",
     "refund": "bold magenta",
@@ -135,6 +136,8 @@ class Show:
             case "agreed":
                 self._counts["agreements"] += 1
                 return self._verb(who, "agrees", f"with {other} on {_price(thread)}")
+            case "chain:locked" if buying and thread.streamed:
+                return self._verb(who, "opens", f"a channel's {_price(thread)} for {other}")
             case "chain:locked" if buying:
                 return self._verb(who, "locks", f"{_price(thread)} for {other}")
             case "said:result":
@@ -240,7 +243,8 @@ def show_outcome(console: Console, outcome: Outcome, figures: dict[str, Any]) ->
     _show_faults(console, outcome)
     line = (
         f"{figures['requests']} requests, {figures['offers']} offers,"
-        f" {figures['counter_offers']} counter-offers, {figures['agreements']} agreements:"
+        f" {figures['counter_offers']} counter-offers, {figures['agreements']} agreements"
+        f" ({figures['by_escrow']} by escrow, {figures['by_channel']} by channel):"
         f" {figures['settled']} settled, {figures['refunded']} refunded,"
         f" {figures['disputed']} disputed; {figures['tokens_generated']} tokens by"
         f" {figures['model']} in {figures['wall_s']} s"
@@ -261,10 +265,11 @@ def _show_faults(console: Console, outcome: Outcome) -> None:
 
 def _show_conservation(console: Console, outcome: Outcome, figures: dict[str, Any]) -> None:
     agents = sum(outcome.after.values())
-    total = agents + outcome.held_units + outcome.bank_units
+    total = agents + outcome.held_units + outcome.streamed_units + outcome.bank_units
     mark = "[bold green]conserved[/]" if figures["conserved"] else "[bold red]NOT conserved[/]"
     console.print(
         f"{mark}: agents and arbiter {_money(agents)} + escrow {_money(outcome.held_units)}"
+        f" + channels {_money(outcome.streamed_units)}"
         f" + faucet {_money(outcome.bank_units)} = {_money(total)};"
         f" minted {_money(outcome.supply_units)}"
     )

@@ -53,6 +53,8 @@ class Outcome:
     after: dict[str, int]
     held_units: int
     owed_units: int
+    streamed_units: int
+    """What is in payment channels."""
     supply_units: int
     bank_units: int
     """What is with the account that minted all and fed the agents."""
@@ -182,11 +184,14 @@ async def play(
                 lambda who, notice: on_notice(names.get(who, who), notice)
             )
             on_progress(f"{READER} wants {len(documents)} documents digested")
-            outcome = Outcome(started_s, names, before, {}, 0, 0, 0, 0)
+            outcome = Outcome(started_s, names, before, {}, 0, 0, 0, 0, 0)
             await _trade(reader, documents, outcome)
             on_progress("waiting until all money has come to rest")
             with anyio.move_on_after(REST_MAX_S):
                 await node.at_rest()
+            if node.collector is not None:
+                on_progress("claiming what vouchers have paid, giving back the rest")
+                await node.collector.wind_up()
             await _count(node, settlement, outcome)
             outcome.wall_s = time.monotonic() - started_s
             return outcome
@@ -237,6 +242,8 @@ async def _trade(reader: Agent, documents: list[Document], outcome: Outcome) -> 
 async def _count(node: Node, settlement: EvmSettlement, outcome: Outcome) -> None:
     outcome.after = await _balances(settlement, outcome.names)
     outcome.held_units = await settlement.held()
+    if node.channels is not None:
+        outcome.streamed_units = await node.channels.held()
     for address in outcome.names:
         outcome.owed_units += await settlement.owed(address)
     outcome.supply_units = await settlement.supply()
