@@ -7,7 +7,7 @@
 PYTHON ?=
 ARGS ?=
 SEEDS ?= 1000
-WORKERS ?= 3
+WORKERS ?= 4
 
 BIN := .venv/bin
 PACKAGES := protocol negotiation escrow agents tools examples

@@ -32,6 +32,8 @@ FILE_SIZE_MAX_BYTES: Final = 1_000_000
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+pytestmark = pytest.mark.xdist_group("tidy")  # Each file is read and parsed once.
+
 
 # ---- Reading the repository ------------------------------------------------------------------
 

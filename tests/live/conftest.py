@@ -1,4 +1,4 @@
-"""One broker, one chain and one arbiter for all live tests, which one worker runs."""
+"""One broker, one chain and one arbiter for the live tests of one worker."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)  # The plugin reads the marks in the same hook.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all live tests to the same worker, so that there is one market."""
+    """Give the live tests to two workers: a market for each, and neither is the last to end."""
     for item in items:
         if "live" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("live"))
+            group = "live-runtime" if item.path.stem == "test_runtime" else "live"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
