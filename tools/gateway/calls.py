@@ -290,6 +290,7 @@ class Call:
         """Write down what it took, if it asked for an answer at all."""
         if journal is None or not (self.answered or self.model):
             return
+        made = self.made or (journal.made(self.id) if self.answered else "")
         outcome = self.outcome or ("broken" if self.answered else f"refused {status}")
         journal.call(
             Used(
@@ -298,7 +299,7 @@ class Call:
                 key=self.key,
                 tag=self.tag,
                 model=self.model,
-                made=self.made,
+                made=made,
                 outcome=outcome,
                 input_tokens=self.input_tokens,
                 cached_tokens=self.cached_tokens,

@@ -187,7 +187,8 @@ class _Door:
             self._inside -= 1
             try:
                 call.over(self._books.usage, status)
-            except JournalFailed as error:  # The money is in the agent's journal, not in this.
+            except (JournalFailed, ConfigurationError) as error:
+                # The money is in the agent's journal, not in this.
                 log.error("a call was not written down: %s", error)
 
     def _check(self, scope: Scope, headers: Headers, *, allowed: bool) -> ApiKey:

@@ -118,6 +118,13 @@ class UsageJournal:
         )
         self._write(_CALL, [row])
 
+    def made(self, call: str) -> str:
+        """Return where an answer was made, by the deals that its call took."""
+        prices = list(self._read("SELECT price_units FROM deals WHERE call = ?", call))
+        if not prices:
+            return "local"
+        return "bought" if any(units != "0" for (units,) in prices) else "firm"
+
     def heal(
         self, asset: Asset, threads: Iterable[Thread], summaries: Iterable[Mapping[str, Any]]
     ) -> None:
@@ -179,9 +186,9 @@ class UsageJournal:
                 found.paid_units += int(row["paid_units"])
         return [sums[group] for group in sorted(sums)]
 
-    def _read(self, statement: str, since_ms: int) -> Iterable[tuple[Any, ...]]:
+    def _read(self, statement: str, value: int | str) -> Iterable[tuple[Any, ...]]:
         try:
-            yield from self._file.execute(statement, (since_ms,))
+            yield from self._file.execute(statement, (value,))
         except sqlite3.Error as error:
             raise ConfigurationError(f"{self.path} cannot be read: {error}") from error
 

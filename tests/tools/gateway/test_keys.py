@@ -342,11 +342,12 @@ async def test_answers_of_the_engine_here_are_counted_and_questions_about_models
         for path in PATHS:
             async with web.stream("POST", path, json={**CHAT, "stream": True}) as answer:
                 await answer.aread()
+        await web.post("/v1/embeddings", json={"model": "echo", "input": "one two"})
         await web.get("/api/tags")
         await web.post(PATHS[0], content=b"nonsense")
         await web.post(PATHS[0], json={**CHAT, "model": "nobody"})
     told = [(*s.group.values(), s.calls, s.output_tokens) for s in usage.sums(["model", "made"])]
-    assert told == [("echo", "local", 3, 9), ("nobody", "", 1, 0)]
+    assert told == [("echo", "local", 4, 9), ("nobody", "", 1, 0)]
     usage.close()
 
 
