@@ -106,6 +106,8 @@ class _Head:
             key, kind = self._text(), self._number("<I")
             found[key] = self._value(kind)
         parameters = sum(self._tensor() for _ in range(tensors))
+        if self._at > len(self._data):
+            raise ValueError("cut off")
         name = str(found.get("general.architecture") or "")
         template = found.get("tokenizer.chat_template")
         return Facts(
