@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
 from coase.escrow.feedback import (
-    COMPLAINTS,
     STARRED,
     FeedbackEntry,
     FeedbackFile,
@@ -29,9 +27,8 @@ from coase.escrow.feedback import (
 from coase.protocol.errors import CallReverted, ChainUnavailable, ConfigurationError
 from coase.protocol.identity import keccak256
 from coase.protocol.states import Role
-from coase.protocol.types import How
 
-from .ports import Record
+from .notes import FEEDBACK, Note, note_of
 from .profile import Directory, Registrar
 from .reputation import Readings, reader_of
 from .supervisor import attempt, supervise
@@ -53,8 +50,6 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-FEEDBACK: Final = "feedback:"
-"""How the journal calls what is to be said of a deal."""
 PASS_EVERY_S: Final = 1.0
 AT_ONCE: Final = 8  # Words, registrations or looks of one pass; the chain serves deals first.
 AGAIN_FIRST_S: Final = 2.0
@@ -64,67 +59,6 @@ LOOK_EVERY_S: Final = 30.0  # On a chain of one's own; on others each look may t
 LOOK_EVERY_FAR_S: Final = 3600.0
 HISTORY_MAX_BLOCKS: Final = 100_000  # Two days of a quick chain; who wants more asks by command.
 SELLERS_MAX: Final = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What one of our agents has to say of a seller, after a deal."""
-
-    agent: AgentId
-    deal: str
-    seller: AgentId
-    job_id: str
-    tx_hash: str
-    value: int
-    capability: str
-    at_ms: int
-
-    @property
-    def name(self) -> str:
-        """How journal and effects call it."""
-        return FEEDBACK + self.deal
-
-    def to_record(self) -> Record:
-        """Return it as the journal keeps it."""
-        data = json.dumps(asdict(self)).encode()
-        return Record(self.agent, self.name, "feedback", self.at_ms, data)
-
-    @classmethod
-    def from_record(cls, record: Record) -> Note:
-        """Return what the journal has kept."""
-        return cls(**json.loads(record.data))
-
-
-def note_of(thread: Thread, *, now_ms: int) -> Note | None:
-    """Return what a buyer has to say of a deal that is over; None if nothing would count.
-
-    0 is for a seller who did not deliver, 100 for good work, and between them lies what an
-    arbiter gave him.
-    """
-    view, paid = thread.view, thread.view.to_seller_units
-    if thread.side is not Role.BUYER or not view.tx_hash or not thread.job_id:
-        return None
-    match view.how:
-        case How.UNDELIVERED | How.SILENT_SELLER:
-            value = 0
-        case How.RULED | How.SILENT_ARBITER:
-            value = 100 * paid // max(1, paid + view.to_buyer_units)
-        case How.SETTLED | How.SILENT_BUYER if thread.verdict:
-            value = 100 if thread.verdict == "good" else 0
-        case _:
-            return None
-    if not paid and view.how not in COMPLAINTS:
-        return None
-    return Note(
-        agent=thread.holder,
-        deal=thread.deal,
-        seller=thread.counterparty,
-        job_id=thread.job_id.hex(),
-        tx_hash=view.tx_hash,
-        value=value,
-        capability=thread.request.capability,
-        at_ms=now_ms,
-    )
 
 
 class Reviewer:
@@ -163,14 +97,33 @@ class Reviewer:
         agent = self._agent(who)
         if note is None or agent is None or not agent.profile.speaks(local=self._local):
             return
-        units = thread.view.to_seller_units + thread.view.to_buyer_units
-        if units < self._node.settlement.asset.money(agent.profile.feedback_min).units:
+        if thread.method == "channel":
+            note = self._of_channel(agent, note)
+        if (
+            note is None
+            or thread.agreed_terms.price_units
+            < self._node.settlement.asset.money(agent.profile.feedback_min).units
+        ):
             return
         # Nobody would count a word about one who was not registered when he was paid.
         if not self._directory.knows(note.seller):
             return
         self._node.journal.append([note.to_record()])
         self._notes[note.name] = note
+
+    def _of_channel(self, agent: Agent, note: Note) -> Note | None:
+        """Return a note as one of its seller's channel, together with what waits of that."""
+        if agent.buying is None or self._node.channels is None:
+            return None
+        ends = [line.buyer for line in agent.buying.desk.streams.lines.values()]
+        end = next((e for e in reversed(ends) if e and e.config.receiver == note.seller), None)
+        if end is None:
+            return None
+        name = end.channel_id.hex()
+        if (earlier := self._notes.get(FEEDBACK + name)) is not None:
+            return earlier.and_again(note.value)
+        block = self._node.runtime.head.number
+        return note.of_channel(end.channel_id, end.config, block=block)
 
     # -- working -----------------------------------------------------------------------------
 
@@ -198,7 +151,7 @@ class Reviewer:
                 for record in self._node.journal.open_records(agent.address):
                     if record.kind == "feedback":
                         note = Note.from_record(record)
-                        self._notes.setdefault(note.name, note)
+                        self._notes[note.name] = note
 
     async def _register(self, agent: Agent) -> None:
         name = f"register:{agent.address}"
@@ -237,8 +190,8 @@ class Reviewer:
         identity = agent.seat.identity
 
         async def say() -> None:
-            call = await self._call(note)
-            await self._registries.perform(f"{note.name}@{note.agent}", call, identity)
+            effect_id, call = await self._call(note)
+            await self._registries.perform(effect_id, call, identity)
 
         said = await attempt(say, name=note.name, level=logging.INFO)
         age_ms = self._node.runtime.now_ms() - note.at_ms
@@ -248,8 +201,8 @@ class Reviewer:
             case _:
                 self._close(note)
 
-    async def _call(self, note: Note) -> GiveFeedback:
-        """Return the call that says it.
+    async def _call(self, note: Note) -> tuple[str, GiveFeedback]:
+        """Return the call that says it, and its effect id: one for each payment.
 
         :raises ChainUnavailable: if the payment is not final yet
         :raises CallReverted: if no reader would count it
@@ -257,12 +210,8 @@ class Reviewer:
         record = await self._directory.paid_to(note.seller)
         if record is None:
             raise CallReverted("NotRegistered", note.seller)
-        job_id = bytes.fromhex(note.job_id)
-        found = await self._registries.payments(note.tx_hash)
-        paid = next((one for one in found if one.job_id == job_id), None)
-        if paid is None:
-            raise ChainUnavailable(f"the payment of {note.deal} is not final yet")
-        data = self._file(note, record, paid).encode()
+        tx_hash, paid = await self._payment(note)
+        data = self._file(note, record, tx_hash, paid).encode()
         call = GiveFeedback(
             agent_id=record.agent_id,
             value=note.value,
@@ -277,17 +226,41 @@ class Reviewer:
         flaw = await self._readings.check(_entry(call, note, paid))
         if isinstance(flaw, Flaw):
             raise CallReverted("Uncountable", flaw.value)
-        return call
+        return f"{note.name}:{tx_hash[:18]}:{paid.log_index}@{note.agent}", call
 
-    def _file(self, note: Note, record: AgentRecord, paid: PaymentLog) -> FeedbackFile:
+    async def _payment(self, note: Note) -> tuple[str, PaymentLog]:
+        """Return the transaction and the log by which a note is paid for.
+
+        :raises ChainUnavailable: if there is none that is final yet
+        """
+        if note.channel is None:
+            job_id = bytes.fromhex(note.job_id)
+            found = await self._registries.payments(note.tx_hash)
+            for one in found:
+                if one.job_id == job_id:
+                    return note.tx_hash, one
+            raise ChainUnavailable(f"the payment of {note.deal} is not final yet")
+        channels, channel_id = self._node.channels, bytes.fromhex(note.deal)
+        events = (await channels.events(note.block))[0] if channels is not None else []
+        for event in events:
+            if (event.kind, event.channel_id) == ("claimed", channel_id):
+                log = await self._registries.payment(event.tx_hash, event.log_index)
+                if log is not None:
+                    return event.tx_hash, log
+        raise ChainUnavailable(f"nothing was claimed of the channel {note.deal[:16]} yet")
+
+    def _file(
+        self, note: Note, record: AgentRecord, tx_hash: str, paid: PaymentLog
+    ) -> FeedbackFile:
         proof = PaymentProof(
             payer=note.agent,
             payee=note.seller,
             chain_id=self._registries.domain.chain_id,
-            tx_hash=note.tx_hash,
+            tx_hash=tx_hash,
             contract=paid.contract,
             log_index=paid.log_index,
             job_id=paid.job_id,
+            channel=note.channel,
         )
         return FeedbackFile(
             registry=self._registry,

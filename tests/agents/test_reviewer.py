@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-from coase.agents import Agent
+from coase.agents import Agent, Price
+from coase.agents.collector import ALL_CLAIMS
+from coase.agents.compute.echo import EchoCompute
+from coase.agents.compute.market import MarketCompute
+from coase.agents.compute.ports import Prompt
+from coase.agents.inference import inference_agent
+from coase.agents.notes import Note
 from coase.agents.profile import Directory, Profile
 from coase.agents.reputation import Readings, reader_of
-from coase.agents.reviewer import Note, Reviewer
+from coase.agents.reviewer import Reviewer
 from coase.escrow.feedback import Flaw, GiveFeedback, data_uri, from_data_uri
 from coase.protocol.identity import keccak256
-from tests.agents.realmarket import buy, real_market, scribe
+from tests.agents.realmarket import LONG, buy, real_market, scribe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,3 +202,46 @@ async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
             assert [word.weight > 0 for word in repute.words] == [True, False, False, False]
             assert repute.prior(me=buyer.address) == (0, 0)
             assert repute.prior()[0] > 0
+
+
+@pytest.mark.anyio
+async def test_what_a_channel_paid_is_said_once_it_is_claimed(tmp_path: Path) -> None:
+    price = Price.per_million(input="2", output="20")
+    writer = inference_agent("writer", price=price, compute=EchoCompute(), windows=LONG)
+    reader = Agent("reader", budget="1")
+    async with real_market(tmp_path) as market, market.node() as node:
+        assert node.registries is not None
+        assert node.channels is not None
+        assert node.collector is not None
+        await market.join(node, writer, reader)
+        reviewer = reviewer_of(node)
+        await worked(node, reviewer)
+        prompts = MarketCompute(reader, max_price="0.04")
+
+        async def ask(text: str) -> None:
+            async with aclosing(prompts.stream(Prompt.ask(text, max_tokens=100))) as stream:
+                assert [chunk async for chunk in stream]
+            await market.rest(node)
+
+        await ask("who are you?")
+        await worked(node, reviewer)
+        await ask("one two three")
+        await ask("four five")
+        # Two deals of one channel are one word, which waits for its proof, also over a restart.
+        await worked(node, reviewer)
+        (note,) = {one.name: one for one in to_be_said(node, reader)}.values()
+        assert (note.deals, note.value, note.seller) == (2, 100, writer.address)
+        record = await Directory(node.registries).paid_to(writer.address)
+        assert record is not None
+        assert await node.registries.feedback(record.agent_id) == []
+        await node.collector.collect(policy=ALL_CLAIMS)
+        again = reviewer_of(node)
+        await worked(node, again)
+        assert to_be_said(node, reader) == []
+        head = await node.settlement.head()
+        readings = Readings(node.registries, reader_of(node.network))
+        (word,) = (await readings.read(record, now_s=head.time_s)).words
+        assert word.counted is not None
+        assert word.counted.log.channel_id == bytes.fromhex(note.deal)
+        assert (word.entry.client, word.entry.value) == (reader.address, 100)
+        assert word.weight > 0
