@@ -279,6 +279,9 @@ class Call:
         self.output_tokens += chunk.tokens
         if chunk.usage is not None:
             self.used(chunk.usage)
+        told = chunk.explanation
+        if told is not None and told.attempts and told.attempts[-1].model:
+            self.model = told.attempts[-1].model  # Which one it was, where any would do.
 
     def used(self, usage: Usage) -> None:
         """Take note of what it took in all."""
