@@ -40,12 +40,14 @@ from .transcript import clean
 from .wares import Called, Completion, Embedding, Function, Inference, Turn, Vectors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coase.negotiation.pricing import Price, Tariff
     from coase.protocol.messages import Request
 
     from .bargain import Style
+    from .compute.ports import Capability, Compute, ModelInfo, Thinking, Usage
     from .compute.ports import Completion as Written
-    from .compute.ports import Compute, ModelInfo, Thinking, Usage
     from .seller import Quote, Windows
 
 SEED_SPACE: Final = 2**31
@@ -66,6 +68,14 @@ _THINKING: Final[dict[str, Thinking]] = {
     "high": "high",
 }
 _SAMPLING: Final = ("top_k", *SAMPLING_PERMILLE)
+# What bidders are told of a prompt, so that none bids whose model cannot do it.
+_NEEDS: Final[dict[str, Capability]] = {
+    "tools": "tools",
+    "images": "vision",
+    "thinks": "thinking",
+}
+LONGEST: Final = "longest"
+"""In the features of texts to embed: how many bytes the longest of them has."""
 
 
 @dataclass(slots=True)
@@ -93,6 +103,11 @@ class Stock:
     def embedders(self) -> tuple[str, ...]:
         """The models that make embeddings, the default first."""
         return tuple(info.name for info in self.models if "embedding" in info.capabilities)
+
+    def can(self, needs: Sequence[Capability], model: str) -> bool:
+        """Return whether a model is able to do all of this; True where it is not known."""
+        info = next((info for info in self.models if info.name == model), None)
+        return info is None or all(need in info.capabilities for need in needs)
 
     @property
     def speed(self) -> str:
@@ -183,6 +198,10 @@ class Stock:
         return next((info for info in self.models if not model or info.name == model), None)
 
 
+def _needed(request: Request) -> tuple[Capability, ...]:
+    return tuple(need for name, need in _NEEDS.items() if request.features.get(name))
+
+
 class InferenceBargain(SellerBargain):
     """Quotes for models that are here and answers that can be there in time, and for no others.
 
@@ -200,6 +219,8 @@ class InferenceBargain(SellerBargain):
         if self._stock.away or (request.model and names and request.model not in names):
             return None
         model = request.model or (names[0] if names else "")
+        if not self._stock.can(_needed(request), model):
+            return None
         # The most that it may be, which is about twice of what it is.
         input_tokens = request.input_max // 2
         expected_ms = self._stock.expected_ms(
@@ -207,7 +228,9 @@ class InferenceBargain(SellerBargain):
         )
         if expected_ms > request.deliver_within_s * 1_000:
             return None
-        if not self._stock.holds(input_tokens, model):
+        # Of texts that are embedded each has the context for itself.
+        longest = request.features.get(LONGEST, input_tokens * BYTES_PER_TOKEN)
+        if not self._stock.holds(min(input_tokens, longest // BYTES_PER_TOKEN), model):
             return None
         quote = super().quote(request, buyer, load=load, now_ms=now_ms)
         return None if quote is None else replace(quote, model=model)
@@ -421,6 +444,17 @@ def input_tokens_max(task: Inference) -> int:
     pictures = len(task.images) + sum(len(turn.images) for turn in task.history)
     # No tokenizer makes more than a token of two bytes, and a template some more.
     return len(bare.model_dump_json().encode()) // 2 + 64 + pictures * IMAGE_TOKENS_MAX
+
+
+def features_of(task: Inference) -> dict[str, int]:
+    """Return what bidders may know of a prompt: its size, and what its model must be able to do."""
+    found = {
+        "bytes": len(task.model_dump_json().encode()),
+        "tools": len(task.tools) if task.tool_choice != "none" else 0,
+        "images": len(task.images) + sum(len(turn.images) for turn in task.history),
+        "thinks": int(task.thinking not in ("", "off")),
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 def packed(vector: tuple[float, ...]) -> str:

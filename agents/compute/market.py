@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from coase.agents.inference import (
+    LONGEST,
     SEED_SPACE,
+    features_of,
     input_tokens_max,
     task_of,
     tokens_at_most,
@@ -276,7 +278,10 @@ class MarketCompute(Compute):
                     deliver_within=self.deliver_within_s,
                     model=order.model,
                     input_max=tokens_at_most(order.texts),
-                    features={"texts": len(order.texts)},
+                    features={
+                        "texts": len(order.texts),
+                        LONGEST: max(len(text.encode("utf-8", "replace")) for text in order.texts),
+                    },
                     decide_after_ms=self.decide_after_ms,
                     reply_within_ms=self.reply_within_ms,
                     blocked=blocked,
@@ -624,7 +629,6 @@ class _Purchase:
         if self._chosen:  # No more offers than theirs are waited for.
             reply_ms, bids_max = min(reply_ms, ASKED_REPLY_MS), len(self._allowed)
         assert agent.node is not None
-        size = len(order.model_dump_json().encode())
         try:
             return await agent.purchase(
                 "inference",
@@ -635,7 +639,7 @@ class _Purchase:
                 model=order.model,
                 input_max=input_tokens_max(order),
                 output_max=order.max_tokens,
-                features={"bytes": size},
+                features=features_of(order),
                 decide_after_ms=market.decide_after_ms,
                 reply_within_ms=reply_ms,
                 blocked=self._blocked,

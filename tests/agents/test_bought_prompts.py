@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from coase.agents import Agent, BudgetExhausted, Job, Price
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import MarketCompute, Seam
-from coase.agents.compute.ports import ModelInfo, Prompt, Tool, ToolCall
+from coase.agents.compute.ports import Image, Message, ModelInfo, Prompt, Tool, ToolCall
 from coase.agents.inference import Stock, inference_agent, packed
 from coase.agents.seller import Windows
 from coase.agents.transcript import MARK
@@ -95,6 +96,50 @@ async def test_vectors_of_which_nobody_makes_any_are_not_bought(place: Market) -
     await place.join(await honest())
     with pytest.raises(BudgetExhausted):
         await MarketCompute(poor, max_price="0.05").embed(TEXTS)
+
+
+async def test_nobody_bids_for_what_its_model_cannot_do(place: Market) -> None:
+    engine = EchoCompute()
+    plain = inference_agent(
+        "plain",
+        price=Price.per_task("0.01"),
+        compute=engine,
+        stock=Stock([ModelInfo(name="echo")]),
+        strategy="fixed",
+        windows=PATIENT,
+    )
+    buyer = Agent("buyer", budget="0.1")
+    await place.join(plain, buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50, reply_within_ms=200)
+    for prompt in (
+        Prompt.ask("add 3 and 4", tools=(SUM,)),
+        Prompt.ask("why?", thinking="low"),
+        Prompt(messages=(Message("user", "this", images=(Image(b"GIF89a"),)),)),
+    ):
+        with pytest.raises(ComputeFailed, match="could not be bought"):
+            await compute.complete(prompt)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
+    unused = Prompt.ask("add 3 and 4", tools=(SUM,), tool_choice="none")
+    assert (await compute.complete(unused)).text == "add 3 and 4"
+
+
+async def test_texts_have_the_context_each_for_itself(place: Market) -> None:
+    (info,) = await EchoCompute().models()
+    small = inference_agent(
+        "small",
+        price=Price.per_task("0.01"),
+        compute=EchoCompute(),
+        stock=Stock([replace(info, context_tokens=64)]),
+        strategy="fixed",
+        windows=PATIENT,
+    )
+    buyer = Agent("buyer", budget="0.1")
+    await place.join(small, buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
+    assert len((await compute.embed(["word " * 40] * 9)).vectors) == 9
+    impatient = MarketCompute(buyer, max_price="0.05", reply_within_ms=200)
+    with pytest.raises(ComputeFailed, match="could not be bought"):
+        await impatient.embed(["word " * 80, "word"])
 
 
 async def test_thinking_is_shown_as_such_while_it_is_written(place: Market) -> None:
