@@ -50,6 +50,9 @@ def gateway(
     ] = True,
     engine: Annotated[str, typer.Option(help="auto, ollama, llamacpp, openai or echo.")] = "auto",
     url: Annotated[str, typer.Option(help="Of Ollama, or of a server with OpenAI's API.")] = "",
+    at_once: Annotated[
+        int, typer.Option(min=1, max=512, help="Answers of the engine here at a time.")
+    ] = LOCAL_AT_ONCE,
     stall: Annotated[
         int, typer.Option(min=1, max=600, help="Seconds of silence until another seller goes on.")
     ] = 10,
@@ -85,7 +88,7 @@ def gateway(
     if not local and not max_price and not firm:
         raise_user("with --no-local all is bought: give --max-price and --budget")
 
-    makes = (engine, url) if local else None
+    makes = _Making(engine, url, at_once) if local else None
     buys = _Buying(max_price, budget, stall, state) if max_price or firm else None
 
     async def work() -> None:
@@ -105,6 +108,15 @@ def _in_a_firm() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class _Making:
+    """By which engine, and how many answers at a time."""
+
+    engine: str
+    url: str
+    at_once: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Buying:
     """Within what it buys."""
 
@@ -116,7 +128,7 @@ class _Buying:
 
 
 async def _serve(
-    makes: tuple[str, str] | None,
+    makes: _Making | None,
     buys: _Buying | None,
     doors: Doors,
     directory: Path,
@@ -136,12 +148,13 @@ async def _serve(
 
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(closing(UsageJournal(directory)))
-        own = await _local(*makes, wanted=buys is None) if makes is not None else None
+        own = await _local(makes, wanted=buys is None) if makes is not None else None
         if own is not None:
             stack.push_async_callback(own.close)
         market = await _market(stack, buys) if buys is not None else None
         calls = stack.enter_context(closing(CallLog(directory)))
-        router = RouterCompute(local=own, market=market, calls=calls, local_slots=LOCAL_AT_ONCE)
+        at_once = makes.at_once if makes is not None else LOCAL_AT_ONCE
+        router = RouterCompute(local=own, market=market, calls=calls, local_slots=at_once)
         stack.push_async_callback(router.close)
         books = _books(journal, market, buys)
         at = await stack.enter_async_context(
@@ -220,7 +233,7 @@ def _doors(
     )
 
 
-async def _local(engine: str, url: str, *, wanted: bool) -> Compute | None:
+async def _local(makes: _Making, *, wanted: bool) -> Compute | None:
     """Return the engine of this machine; none if there is none and ``wanted`` is false."""
     from coase.agents.compute.find import ComputeConfig, find_compute
     from coase.agents.compute.gate import Limits
@@ -228,12 +241,12 @@ async def _local(engine: str, url: str, *, wanted: bool) -> Compute | None:
     from .sell_command import kind_of
 
     # Where everything can be bought nobody need wait.
-    limits = Limits(concurrency=LOCAL_AT_ONCE, queue_max=QUEUE_MAX if wanted else 0)
-    config = ComputeConfig(kind=kind_of(engine), url=url, limits=limits)
+    limits = Limits(concurrency=makes.at_once, queue_max=QUEUE_MAX if wanted else 0)
+    config = ComputeConfig(kind=kind_of(makes.engine), url=makes.url, limits=limits)
     try:
         return await find_compute(config, say=say)
     except ComputeFailed as error:
-        if wanted or engine != "auto":
+        if wanted or makes.engine != "auto":
             fail(error)
         say(f"no engine here, all is bought: {error}", style="yellow")
         return None
