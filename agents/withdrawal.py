@@ -19,6 +19,7 @@ import anyio
 
 from coase.escrow.backends.evm.abi import token_abi
 from coase.escrow.backends.evm.chain import Request
+from coase.escrow.backends.evm.channels import EvmChannels
 from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.escrow.backends.keystore import KeyRing, names_in
 from coase.protocol.errors import (
@@ -34,6 +35,7 @@ from .config import write_private
 from .ports import Record
 from .snapshot import WITHDRAWAL
 from .supervisor import attempt, supervise
+from .takeback import Pass, TakeBack, TakeBacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,6 +52,7 @@ ORDERS_DIRECTORY: Final = "orders"
 ORDER_SIZE_MAX_BYTES: Final = 4096
 POLL_S: Final = 0.3
 AGAIN_S: Final = 1.0
+MENDED_S: Final = 60.0  # By then its owner may have given the key some coin for gas.
 TRANSFER_GAS: Final = 200_000  # Our token takes 55,000 at most; others more.
 COIN_GAS: Final = 100_000  # To a key it takes 21,000; a wallet that is a contract wants more.
 _ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
@@ -246,7 +249,7 @@ def asdict_of(outcome: Outcome) -> dict[str, str]:
 # ---- orders to a node that runs ----------------------------------------------------------------
 
 
-def place_order(directory: Path, order: Order) -> None:
+def place_order(directory: Path, order: Order | TakeBack) -> None:
     """Lay ``order`` where the node that holds ``directory`` looks for it. Safe to repeat.
 
     :raises ConfigurationError: if the disk refuses
@@ -254,7 +257,7 @@ def place_order(directory: Path, order: Order) -> None:
     write_private(_order_path(directory, order.id), order.to_json())
 
 
-def take_back(directory: Path, order: Order) -> bool:
+def take_back(directory: Path, order: Order | TakeBack) -> bool:
     """Return whether ``order`` was still lying there, and is withdrawn now: nobody took it."""
     try:
         _order_path(directory, order.id).unlink()
@@ -285,15 +288,23 @@ class OwnersOrders:
         withdrawals: Withdrawals,
         *,
         start: Callable[..., Any],
+        takebacks: TakeBacks | None = None,
+        head_s: Callable[[], int] = lambda: 0,
     ) -> None:
+        """``takebacks`` is there where the network has channels; ``head_s`` is the chain's time."""
         self._orders, self._withdrawals = directory / ORDERS_DIRECTORY, withdrawals
+        self._takebacks, self._head_s = takebacks, head_s
         self._start = start
         self._taken: set[str] = set()
+        self._again: dict[str, Path] = {}
+        """Where orders lie that were given once more while they are under way."""
 
     async def run(self) -> None:
         """Go on with what was begun, then take what comes, until cancelled."""
         for order in self._withdrawals.unfinished():
             self._begin(order)
+        for takeback in self._takebacks.unfinished() if self._takebacks is not None else ():
+            self._begin(takeback)
         while True:
             for path in self._lying():
                 self._take(path)
@@ -315,17 +326,23 @@ class OwnersOrders:
         elif path.suffix != ".json-taken":
             return
         try:
-            order = Order.from_json(path.read_bytes()[:ORDER_SIZE_MAX_BYTES])
+            order = _order_in(path.read_bytes()[:ORDER_SIZE_MAX_BYTES])
         except (ValueError, OSError) as error:
             log.warning("%s is no order: %s", path, error)
             path.unlink(missing_ok=True)
             return
         self._begin(order, path)
 
-    def _begin(self, order: Order, path: Path | None = None) -> None:
-        if order.id not in self._taken:
-            self._taken.add(order.id)
-            self._start(self._perform, order, path)
+    def _begin(self, order: Order | TakeBack, path: Path | None = None) -> None:
+        if isinstance(order, TakeBack) and path is not None:
+            self._again[order.name] = path
+        name = order.name if isinstance(order, TakeBack) else order.id
+        if name not in self._taken:
+            self._taken.add(name)
+            if isinstance(order, TakeBack):
+                self._start(self._bring_home, order)
+            else:
+                self._start(self._perform, order, path)
 
     async def _perform(self, order: Order, path: Path | None) -> None:
         """Pay one order, however long the chain is away."""
@@ -337,6 +354,51 @@ class OwnersOrders:
         if path is not None:
             await anyio.Path(path).unlink(missing_ok=True)
         self._taken.discard(order.id)
+
+    async def _bring_home(self, order: TakeBack) -> None:
+        """Take back what is free in channels, pass after pass, until nothing is left to come."""
+        takebacks = self._takebacks
+        while takebacks is not None:
+            # Whoever waits for its file hears of a whole pass, not of one that was half through.
+            path = self._again.pop(order.name, None)
+            done = await attempt(lambda: takebacks.perform(order), name=order.name)
+            if path is not None and not isinstance(done, ChainUnavailable):
+                await anyio.Path(path).unlink(missing_ok=True)
+            elif path is not None:
+                self._again.setdefault(order.name, path)
+            for refused in done.refused if isinstance(done, Pass) else ():
+                log.warning("%s: %s", order.name, refused)
+            if isinstance(done, Pass) and done.over and order.name not in self._again:
+                break
+            await self._pause(order, done)
+        if (left := self._again.pop(order.name, None)) is not None:
+            await anyio.Path(left).unlink(missing_ok=True)  # There are no channels here.
+        self._taken.discard(order.name)
+
+    async def _pause(self, order: TakeBack, done: Pass | Exception) -> None:
+        """Wait until a pass can do something that the last one could not."""
+        if isinstance(done, ChainUnavailable):
+            await anyio.sleep(AGAIN_S)
+            return
+        due_s = done.next_s if isinstance(done, Pass) else 0
+        wait_s = None if due_s else AGAIN_S if isinstance(done, Pass) else MENDED_S
+        with anyio.move_on_after(wait_s):
+            while not self._is_due(order, due_s):  # noqa: ASYNC110
+                await anyio.sleep(POLL_S)
+
+    def _is_due(self, order: TakeBack, due_s: int) -> bool:
+        return order.name in self._again or bool(due_s and self._head_s() >= due_s)
+
+
+def _order_in(data: bytes) -> Order | TakeBack:
+    """Return the order of either kind that a file holds.
+
+    :raises ValueError: if it is none
+    """
+    try:
+        return TakeBack.from_json(data)
+    except ValueError:
+        return Order.from_json(data)
 
 
 def serve_owner(node: Node, journal: SqliteJournal, directory: Path) -> None:
@@ -351,7 +413,24 @@ def serve_owner(node: Node, journal: SqliteJournal, directory: Path) -> None:
     withdrawals = Withdrawals(
         node.settlement, journal, identity_of=identity_of, now_ms=node.runtime.now_ms
     )
-    orders = OwnersOrders(directory, withdrawals, start=node.runtime.start)
+    takebacks: TakeBacks | None = None
+    if isinstance(node.channels, EvmChannels):
+        takebacks = TakeBacks(
+            node.settlement,
+            node.channels,
+            journal,
+            identity_of=identity_of,
+            now_ms=node.runtime.now_ms,
+            first=node.network.from_block,
+            runtime=node.runtime,
+        )
+    orders = OwnersOrders(
+        directory,
+        withdrawals,
+        start=node.runtime.start,
+        takebacks=takebacks,
+        head_s=lambda: node.runtime.head.time_s,
+    )
     node.runtime.start(supervise, "the owner's orders", orders.run)
 
 

@@ -199,19 +199,24 @@ def print_channels(keys: list[dict[str, Any]]) -> None:
     rows = [(key, row) for key in keys for row in key["positions"] if row["kind"] == "channel"]
     if not rows:
         return
+    names = ["deposited", "signed", "claimed", "claimable", "free"]
+    if out.width < WIDE:
+        names = ["signed", "claimable", "free"]
     table = _table("what lies in channels", "agent", "side", "with")
     table.columns[-1].min_width = ADDRESS_WIDTH
-    for name in ("deposited", "signed", "claimed", "claimable", "free"):
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
+    table.add_column("state", no_wrap=True)
     for key, row in rows:
-        amounts = [row[name] for name in ("deposited", "signed", "claimed", "claimable", "free")]
-        state = row["state"]
-        if row["takeable_at"]:
-            state = f"{row['withdrawing']} from {row['takeable_at']} on"
+        amounts = [row[name] for name in names]
         name = key["name"] or key["node"]
-        table.add_row(name, row["side"], row["counterparty"], *amounts, state)
+        table.add_row(name, row["side"], row["counterparty"], *amounts, row["state"])
     out.print(table)
+    for key, row in rows:
+        if row["takeable_at"]:
+            whose = "comes home" if row["side"] == "buyer" else "goes back to the buyer"
+            name = key["name"] or key["node"]
+            say(f"{name}: {row['withdrawing']} {whose} from {row['takeable_at']} on")
 
 
 def _print_stakes(document: dict[str, Any]) -> None:

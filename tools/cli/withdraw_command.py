@@ -14,7 +14,7 @@ import typer
 
 from coase.protocol.errors import ChainUnavailable, ConfigurationError
 
-from .app import EXIT_FAILED, Json, app, emit, err, out, perform, say
+from .app import EXIT_FAILED, Json, app, emit, err, out, perform, raise_user, say
 from .wallet_commands import COIN_DECIMALS, State, places_of, viewing
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ POLL_S: Final = 0.1
 
 @app.command()
 def withdraw(
-    to: Annotated[str, typer.Argument(help="The address that is paid.")],
-    amount: Annotated[str, typer.Argument(help="How much, such as 2.5; or all.")],
+    to: Annotated[str, typer.Argument(help="The address that is paid.")] = "",
+    amount: Annotated[str, typer.Argument(help="How much, such as 2.5; or all.")] = "",
     source: Annotated[
         str, typer.Option("--from", help="Agent's name or address; needed if you have several.")
     ] = "",
     coin: Annotated[
         bool, typer.Option("--coin", help="The chain's own coin instead of the token.")
+    ] = False,
+    channels: Annotated[
+        bool,
+        typer.Option("--channels", help="Home with what is free in channels; no address, no sum."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     id_: Annotated[
@@ -51,8 +55,22 @@ def withdraw(
     Works beside the agent that has the key, and when it does not run. No budget stands in the way:
     budgets bind agents, not their owner.
 
+    With --channels vouchers are claimed, and deposits that are not signed away come back to the
+    keys that made them, after the channel's delay. The node sees to it, or the same command again.
+
     Example: [b]coase withdraw 0x52908400098527886E0F7030069857D2E4169EE7 2.5 --from oracle[/b]
     """
+    if channels:
+        from .takeback_command import bring_home
+
+        if to or amount or coin or id_:
+            raise_user(
+                "--channels brings home all that is free: say no address, sum, coin or id with it"
+            )
+        bring_home(source, state, json_=json_)
+        return
+    if not to or not amount:
+        raise_user("say to which address and how much: coase withdraw ADDRESS AMOUNT")
 
     async def work() -> tuple[Order, Outcome, dict[str, Any]]:
         return await _withdraw(to, amount, source, state, coin=coin, yes=yes, order_id=id_)
