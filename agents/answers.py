@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 import anyio
 
 from coase.protocol.errors import ComputeFailed, ConfigurationError, WorldError
+from coase.protocol.messages import canonical_json
 from coase.protocol.types import units_to_text
 
 from .agent import Agent
+from .checks import fault_in_time
 from .compute.gate import CONCURRENCY_DEFAULT, QUEUE_MAX_DEFAULT, Limits
 from .compute.market import Bought, BoughtChunk, MarketCompute
 from .compute.ports import (
@@ -37,10 +39,17 @@ from .compute.ports import (
 )
 from .compute.router import RouterCompute
 from .config import load_network
+from .forms import find_form
 from .node import CLOSE_WAIT_MAX_S, SETTLE_WAIT_MAX_S, open_node
 from .plans import AT_ONCE_DEFAULT, TRIES_DEFAULT, WITHIN_DEFAULT_S, Plan
 from .purse import Budget
-from .workers import EitherWorker, EngineWorker, HireWorker, InferenceWorker
+from .workers import (
+    DELIVER_WITHIN_DEFAULT_S,
+    EitherWorker,
+    EngineWorker,
+    HireWorker,
+    InferenceWorker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -49,6 +58,10 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from coase.protocol.messages import Description
+    from coase.protocol.types import AgentId
+
+    from .agent import Purchase
     from .compute.find import Kind
     from .compute.ports import Embeddings
     from .config import Network
@@ -292,6 +305,46 @@ class Buyer:
         self._require_market()
         price = max_price or self.max_price
         return await self.agent.hire(capability, task, returns=returns, max_price=price, **wish)
+
+    async def sellers(self, capability: str = "") -> list[tuple[AgentId, Description]]:
+        """Return who sells a capability, or anything at all, and what they say of it.
+
+        Buys nothing, and is asked of nobody but those who answer.
+        """
+        self._require_market()
+        assert self.agent.node is not None
+        return await self.agent.node.discover(self.agent, capability)
+
+    async def order(
+        self, capability: str, task: Mapping[str, Any], *, max_price: str = "", **wish: Any
+    ) -> Purchase[Any]:
+        """Buy a piece of work whose schemas are those of whoever sells it; the result is JSON text.
+
+        Never pays more than the buyer's own ``max_price``. Takes what ``Agent.buy`` takes.
+
+        :raises DealFailed: if nobody sells it, or there was no good result
+        :raises ConfigurationError: if the task does not fit, or there are several forms of it
+        :raises BudgetExhausted: if the budget does not cover it
+        """
+        self._require_market()
+        node = self.agent.node
+        assert node is not None
+        form, _ = await find_form(node, self.agent, capability)
+        fault = await fault_in_time(canonical_json(task), canonical_json(form.schemas[0]))
+        if fault:
+            fields = ", ".join(form.schemas[0].get("properties", {})) or "none"
+            wrong = fault.removeprefix("the result ")
+            raise ConfigurationError(f"the task cannot be bought: {wrong}; its fields: {fields}")
+        asset = node.settlement.asset
+        most = asset.money(self.max_price)
+        price = min(asset.money(max_price), most) if max_price else most
+        return await self.agent.buy(
+            form.capability,
+            task,
+            schemas=form.schemas,
+            max_price=units_to_text(price.units, asset.decimals),
+            **{"deliver_within": DELIVER_WITHIN_DEFAULT_S, **wish},
+        )
 
     def market(
         self, capability: str, *, returns: type[Result], **wish: Any

@@ -7,13 +7,20 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from coase.protocol.errors import ConfigurationError, DealFailed
 from coase.protocol.messages import capability_id, schemas_hash
+
+from .dispute import ARBITRATION
+from .wares import FIXED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coase.protocol.messages import Description
     from coase.protocol.types import AgentId
+
+    from .agent import Agent
+    from .node import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ def known_forms(
     forms: dict[str, Form] = {}
     ignored = 0
     for _, description in found:
-        form = _form_of(description)
+        form = form_of(description)
         if form is None or capability not in (form.capability, form.name):
             ignored += 1
             continue
@@ -58,7 +65,27 @@ def known_forms(
     return list(best.values()), ignored
 
 
-def _form_of(description: Description) -> Form | None:
+async def find_form(node: Node, agent: Agent, capability: str) -> tuple[Form, int]:
+    """Return the form in which a capability is bought here, and how many sellers' answers lie.
+
+    :raises DealFailed: if nobody sells it; says what is on sale
+    :raises ConfigurationError: if it has several forms, each with another id
+    """
+    if capability in FIXED:
+        task, result = FIXED[capability]
+        return Form(capability, (task.model_json_schema(), result.model_json_schema())), 0
+    forms, ignored = known_forms(await node.discover(agent, capability), capability)
+    ids = sorted({form.capability for form in forms})
+    if len(ids) > 1:
+        raise ConfigurationError(f"{capability} has several forms here, name one: {', '.join(ids)}")
+    if ids:
+        return forms[0], ignored
+    others = {found.capability for _, found in await node.discover(agent)} - {ARBITRATION}
+    names = ", ".join(sorted({other.rpartition("-")[0] for other in others})) or "nothing"
+    raise DealFailed("lapsed", f"nobody sells {capability!r} here; on sale now: {names}")
+
+
+def form_of(description: Description) -> Form | None:
     """Return what a description says, or None if its schemas are not those of its own id."""
     name = description.capability.rpartition("-")[0]
     try:

@@ -40,7 +40,9 @@ Result = TypeVar("Result", bound=BaseModel)
 
 # A deal needs some seconds to be agreed and locked before its time to deliver begins.
 DEAL_S: Final = 5
-DELIVER_WITHIN_DEFAULT_S: Final = 60
+DELIVER_WITHIN_DEFAULT_S: Final = 120
+# What a market gives a seller of text before its tokens are counted.
+TEXT_WITHIN_S: Final = 60
 DECIDE_AFTER_MS: Final = 300
 OPEN_STATES: Final = (AskState.ACCEPTING, AskState.BOUND)
 
@@ -312,7 +314,7 @@ class InferenceWorker(MarketWorker["Prompt", str]):
             "input_max": input_tokens_max(bought),
             "output_max": bought.max_tokens,
             "features": {"bytes": len(bought.model_dump_json().encode())},
-            "deliver_within": DELIVER_WITHIN_DEFAULT_S + bought.max_tokens // TOKENS_PER_S_MIN,
+            "deliver_within": TEXT_WITHIN_S + bought.max_tokens // TOKENS_PER_S_MIN,
         }
 
     def result_of(self, bought: Any) -> str:

@@ -114,7 +114,7 @@ async def test_work_is_hired_and_planned_within_the_same_budget(place: Market) -
         )
         assert summary == Summary(summary="some by anna")
         await place.rest()
-        worker = buyer.market("summarise", returns=Summary, look_s=LOOK_S, deliver_within=100)
+        worker = buyer.market("summarise", returns=Summary, look_s=LOOK_S)
         plan = buyer.plan(worker, budget="0.5", max_price="0.01")
         assert plan.pot.total_units == 40_000  # What is left of its own budget, which is less.
         notes = await plan.map([Summarise(text=f"word{number}") for number in range(2)])

@@ -56,7 +56,7 @@ def oracle(name: str, price: str = "0.01") -> Agent:
 
 
 def hire(buyer: Agent) -> HireWorker[Summarise, Summary]:
-    return HireWorker(buyer, "summarise", returns=Summary, deliver_within=100, look_s=LOOK_S)
+    return HireWorker(buyer, "summarise", returns=Summary, decide_after_ms=50, look_s=LOOK_S)
 
 
 def plan_of(worker: Any, **options: Any) -> Plan[Any, Any]:
@@ -136,13 +136,19 @@ async def test_text_is_bought_where_the_engine_here_has_no_place(place: Market) 
     await place.join(buyer, anna)
     here = EchoCompute(limits=Limits(concurrency=1))
     local = EngineWorker(here, at_once=1)
-    plan = plan_of(EitherWorker(local, InferenceWorker(buyer, look_s=LOOK_S)), max_units=10_000)
+    plan = plan_of(
+        EitherWorker(local, InferenceWorker(buyer, decide_after_ms=50, look_s=LOOK_S)),
+        max_units=10_000,
+    )
     covered = await plan.map([Prompt.ask(f"word{number}") for number in range(3)])
     assert covered.results == ["word0", "word1", "word2"]
     parts = plan.receipt().parts
     assert {part.seller for part in parts} == {here.name, anna.address}
     assert plan.spent_units == sum(part.price_units for part in parts) > 0
-    poor = plan_of(EitherWorker(local, InferenceWorker(buyer, look_s=LOOK_S)), budget_units=0)
+    poor = plan_of(
+        EitherWorker(local, InferenceWorker(buyer, decide_after_ms=50, look_s=LOOK_S)),
+        budget_units=0,
+    )
     assert (await poor.map([Prompt.ask("a"), Prompt.ask("b")])).results == ["a", "b"]
     assert poor.spent_units == 0
 

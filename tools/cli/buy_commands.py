@@ -6,11 +6,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from coase.protocol.errors import ConfigurationError, DealFailed
+from coase.protocol.errors import ConfigurationError
 
 from .app import Json, app, emit, out, perform, printable, raise_user, say, show_json
 
@@ -207,34 +207,15 @@ async def _schemas(
     node: Node, agent: Agent, capability: str
 ) -> tuple[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Return a capability's id and schemas: the fixed ones, or what its sellers answer."""
-    from coase.agents.forms import known_forms
-    from coase.agents.wares import FIXED
+    from coase.agents.forms import find_form
 
-    if capability in FIXED:
-        task, result = FIXED[capability]
-        return capability, (task.model_json_schema(), result.model_json_schema())
-    forms, ignored = known_forms(await node.discover(agent, capability), capability)
+    form, ignored = await find_form(node, agent, capability)
     if ignored:
         say(
             f"ignored {ignored} of the answers: their schemas are not those of a {capability}",
             style="yellow",
         )
-    ids = sorted({form.capability for form in forms})
-    if not ids:
-        await _nobody_sells(node, agent, capability)
-    if len(ids) > 1:
-        raise ConfigurationError(f"{capability} has several forms here, name one: {', '.join(ids)}")
-    return ids[0], forms[0].schemas
-
-
-async def _nobody_sells(node: Node, agent: Agent, capability: str) -> NoReturn:
-    from coase.agents.dispute import ARBITRATION
-
-    from .journals import short_name
-
-    others = {found.capability for _, found in await node.discover(agent)} - {ARBITRATION}
-    names = ", ".join(sorted({short_name(other) for other in others})) or "nothing"
-    raise DealFailed("lapsed", f"nobody sells {capability!r} here; on sale now: {names}")
+    return form.capability, form.schemas
 
 
 async def _task(text: str, schema: dict[str, Any]) -> dict[str, Any]:

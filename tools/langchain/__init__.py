@@ -2,5 +2,13 @@
 
 from .chat import ChatCoase
 from .embeddings import CoaseEmbeddings
+from .tools import HireTool, OffersTool, WalletTool, market_tools
 
-__all__ = ["ChatCoase", "CoaseEmbeddings"]
+__all__ = [
+    "ChatCoase",
+    "CoaseEmbeddings",
+    "HireTool",
+    "OffersTool",
+    "WalletTool",
+    "market_tools",
+]
