@@ -47,6 +47,8 @@ from .wishes import BadWish, wish_of
 
 # A prompt of the largest size, with every character escaped, and all of its images as base64.
 BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024 + IMAGES_SIZE_MAX_BYTES * 4 // 3
+# Of all bodies that are being read at once: as many as come, they fill no memory.
+BODIES_SIZE_MAX_BYTES: Final = 8 * BODY_SIZE_MAX_BYTES
 BODY_MAX_S: Final = 30  # Whoever sends more slowly holds a place that others need.
 # Other servers write until the model ends. Here it is what a price is set aside for.
 ANSWER_TOKENS_DEFAULT: Final = 1_024
@@ -88,15 +90,21 @@ async def body_of(request: Request) -> dict[str, Any]:
 
     :raises Wrong: if it is too large, too slow, or none
     """
-    content = bytearray()
+    content, state = bytearray(), request.app.state
     try:
         with anyio.fail_after(BODY_MAX_S):
             async for part in request.stream():
                 content += part
+                state.bodies_bytes = getattr(state, "bodies_bytes", 0) + len(part)
                 if len(content) > BODY_SIZE_MAX_BYTES:
                     raise Wrong(413, f"the body is over {BODY_SIZE_MAX_BYTES >> 20} MiB")
+                if state.bodies_bytes > BODIES_SIZE_MAX_BYTES:
+                    raise Wrong(429, "too many large bodies are being read already")
     except TimeoutError:
         raise Wrong(408, f"the body did not come within {BODY_MAX_S} s") from None
+    finally:
+        if content:
+            state.bodies_bytes -= len(content)
     try:
         body = read_json(bytes(content))
     except ValueError:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import anyio
 import httpx
 import ollama
 import openai
@@ -20,6 +21,7 @@ from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.llamacpp import LlamaCppCompute
 from coase.agents.compute.ports import IMAGE_SIZE_MAX_BYTES, Chunk, ModelInfo, Prompt
 from coase.agents.compute.router import RouterCompute
+from coase.tools.gateway import common
 from coase.tools.gateway.server import application, serving
 from tests.conformance.compute_servers import small_model
 
@@ -571,6 +573,34 @@ async def test_a_prompt_that_is_too_long_is_told_in_the_apis_own_word(
     assert answer.status_code == 400
     own = {"code": "context_length_exceeded", "message": "prompt is too long"}
     assert own[word] in answer.json()["error"][word]
+
+
+async def test_bodies_fill_no_memory_however_many_come(
+    web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps(CHAT).encode()
+    monkeypatch.setattr(common, "BODIES_SIZE_MAX_BYTES", 2 * len(body) - 2)
+    begun, go_on = anyio.Event(), anyio.Event()
+    answers: list[httpx.Response] = []
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        begun.set()
+        await go_on.wait()
+        yield body[-1:]
+
+    async def ask() -> None:
+        answers.append(await web.post(OPENAI, content=slow()))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await begun.wait()
+        other = await web.post(OPENAI, content=body)
+        assert other.status_code == 429
+        assert "large bodies" in other.json()["error"]["message"]
+        go_on.set()
+    assert answers[0].status_code == 200
+    assert (await web.post(OPENAI, content=body)).status_code == 200
 
 
 class Plain(EchoCompute):
