@@ -29,7 +29,13 @@ from coase.protocol.errors import (
     DealFailed,
 )
 from coase.protocol.identity import keccak256
-from coase.protocol.messages import BIDS_MAX, canonical_json, capability_id, schemas_hash
+from coase.protocol.messages import (
+    BIDS_MAX,
+    STAKE_PERMILLE_MAX,
+    canonical_json,
+    capability_id,
+    schemas_hash,
+)
 from coase.protocol.states import Role
 from coase.protocol.types import AgentId, units_to_text
 
@@ -85,7 +91,7 @@ class Offering:
     quality: int
     model: str
     about: str
-    windows: Windows
+    windows: Windows | None
     rounds: int
     models: Callable[[], tuple[str, ...]]
 
@@ -139,12 +145,15 @@ class Agent:
         by_rounds: bool = False,
         under: Agent | str = "",
         profile: Profile | None = None,
+        stake: str = "",
     ) -> None:
         if not name or len(name) > NAME_MAX or not name.replace("-", "").isalnum():
             raise ConfigurationError(
                 f"{name!r} is no name for an agent: up to {NAME_MAX} letters, digits and hyphens"
             )
         self.name, self.budget, self.by_rounds = name, Budget.of(budget), by_rounds
+        self.stake = stake
+        """What it keeps in the vault as a seller, for its deals to reserve; a decimal."""
         self.under = under.name if isinstance(under, Agent) else under
         self.profile = profile or Profile()
         self.offerings: dict[str, Offering] = {}
@@ -179,8 +188,10 @@ class Agent:
     ) -> Callable[[Handler], Handler]:
         """Sell what the decorated function does; its annotations are the schemas.
 
-        ``deliver_within`` is seconds from the lock. ``capacity`` is how many at once. ``models``
-        tells, when the agent takes its place, what a request may name; without, it is ``model``.
+        ``deliver_within`` is seconds from the lock, for the work; what a slow chain takes comes on
+        top. Without ``windows`` they are what suits the chain. ``capacity`` is how many at once.
+        ``models`` tells, when the agent takes its place, what a request may name; without, it is
+        ``model``.
 
         :raises ConfigurationError: if the price, the name or the annotations cannot work
         """
@@ -204,7 +215,7 @@ class Agent:
                 quality=quality,
                 model=model,
                 about=about or (inspect.getdoc(handler) or "").partition("\n")[0],
-                windows=windows or Windows(),
+                windows=windows,
                 rounds=rounds,
                 models=models or (lambda: (model,) if model else ()),
             )
@@ -225,7 +236,7 @@ class Agent:
                 strategy=self.bargain_class(
                     offering.price,
                     node.settlement.asset,
-                    deliver_within_s=offering.deliver_within_s,
+                    deliver_within_s=node.pace.within_s(offering.deliver_within_s),
                     style=offering.style,
                     quality=offering.quality,
                     model=offering.model,
@@ -237,7 +248,7 @@ class Agent:
                 about=offering.about,
                 models=offering.models(),
                 capacity=offering.capacity,
-                windows=offering.windows,
+                windows=offering.windows or node.pace.windows,
             )
             for offering in self.offerings.values()
         ]
@@ -356,6 +367,7 @@ class Agent:
         allowed: Collection[AgentId] = (),
         tries: int = 1,
         settlements: Collection[str] = ("escrow",),
+        stake_permille: int = 0,
         key: str = "",
         on_text: Callable[[str], None] | None = None,
         on_agreed: Callable[[Thread], None] | None = None,
@@ -374,7 +386,7 @@ class Agent:
         max_units = 0 if methods == ("none",) else self._highest_units(max_price)
         wish = replace(
             _wish(capability, task, schemas, features),
-            deliver_within_s=deliver_within,
+            deliver_within_s=self._node().pace.within_s(deliver_within),
             quality_min=quality_min,
             input_max=input_max,
             output_max=output_max,
@@ -386,6 +398,7 @@ class Agent:
             blocked=frozenset(blocked),
             allowed=frozenset(allowed),
             settlements=methods,
+            stake_permille=self._asked_stake(stake_permille, methods),
             most_units=max_units,
             charge=charged_to(),
         )
@@ -409,6 +422,15 @@ class Agent:
                 " does, channel where the network has channels, none within a firm (coase firm)"
             )
         return found
+
+    def _asked_stake(self, permille: int, methods: tuple[str, ...]) -> int:
+        if permille and (methods != ("escrow",) or self._node().stake is None):
+            raise ConfigurationError(
+                "a stake is asked for where there is a vault, and of deals of the escrow only"
+            )
+        if not 0 <= permille <= STAKE_PERMILLE_MAX:
+            raise ConfigurationError(f"stake_permille is 0 to {STAKE_PERMILLE_MAX}")
+        return permille
 
     @staticmethod
     def _require_numbers(bids_min: int, bids_max: int) -> None:

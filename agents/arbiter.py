@@ -121,6 +121,17 @@ def worth_units(terms: Terms, result: str) -> int:
     return min(tariff.charge_units(used, cap_units=terms.price_units), terms.price_units)
 
 
+def penalty_units(terms: Terms, finding: Finding) -> int:
+    """Return what a seller loses of its stake: as large a part as it loses of the price.
+
+    Nothing where the check had no end: that is the schema's fault, which both have signed.
+    """
+    if finding.why == ENDLESS or not terms.price_units:
+        return 0
+    lost = terms.price_units - finding.to_seller_units
+    return terms.stake_units * lost // terms.price_units
+
+
 class Arbiter:
     """Rules the disputes in which both sides named this key.
 
@@ -225,7 +236,8 @@ class Arbiter:
             finding = await judge_evidence(terms, view.deliverable, list(case.evidence.values()))
         if finding.why == ENDLESS and len(self._endless) < ENDLESS_MAX:
             self._endless[terms.work.schemas] = None
-        call = Rule(terms, finding.to_seller_units, 0, keccak256(finding.why.encode()))
+        reason = keccak256(finding.why.encode())
+        call = Rule(terms, finding.to_seller_units, penalty_units(terms, finding), reason)
         try:
             await self.settlement.perform(
                 f"{case.job_id.hex()}:rule@{self.identity.address}", call, self.identity

@@ -137,6 +137,8 @@ class Wish:
     model: str = ""
     verifications: tuple[str, ...] = ("schema",)
     """What of it an arbiter must be able to check; ``none`` gives up every dispute."""
+    stake_permille: int = 0
+    """How much a seller has to stake for each thousand of its price, to lose if it fails."""
     settlements: tuple[str, ...] = ("escrow",)
     """How it may be paid, what we like best first."""
     reply_within_ms: int = 5_000
@@ -305,6 +307,8 @@ class BuyerDesk:
             bids_max=wish.bids_max,
             key=desk.codec.public_key(secret),
             firm=self._proof(request_id) if "none" in wish.settlements else "",
+            vault=desk.vault if wish.stake_permille else ZERO_ADDRESS,
+            stake_permille=wish.stake_permille,
         )
         ask = Ask(request_id, wish, salt, secret, request, now_ms, strategy)
         ask.level = self._levels.get(wish.capability, self.start_level)

@@ -7,9 +7,10 @@ import json
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from coase.escrow.accounts import ChannelStopped
 from coase.protocol.errors import LocalProtocolError
-from coase.protocol.messages import commitment
-from coase.protocol.session import Margins, Thread, fail, judge
+from coase.protocol.messages import Ack, Body, Header, Nack, commitment
+from coase.protocol.session import Margins, Thread, Verify, acknowledged, fail, judge, taken
 from coase.protocol.states import BOUND, State
 from coase.protocol.terms import settlement_digest
 
@@ -29,6 +30,7 @@ class Delivery(Memory):
 
     codec: Codec
     margins: Margins
+    verify: Verify
 
     @abstractmethod
     def say(
@@ -63,6 +65,31 @@ class Delivery(Memory):
         seq: int = 0,
     ) -> bytes:
         """Return an envelope."""
+
+    def _task_taken(self, header: Header, answer: Body, step: Step, *, now_ms: int) -> None:
+        """Keep the seller's signature that it has the task, where it has something at stake."""
+        thread = self.threads.get(header.deal)
+        signed = isinstance(answer, Ack) and answer.signature
+        if thread is None or not signed or not thread.agreed_terms.stake_units:
+            return
+        signature = bytes.fromhex(answer.signature[2:]) if isinstance(answer, Ack) else b""
+        moved = taken(thread, signature, verify=self.verify)
+        if moved is not thread:
+            self._put(moved)
+            self._record_data(step, moved, "taken", signature, now_ms=now_ms)
+
+    def _paid(self, header: Header, answer: Body, step: Step, *, now_ms: int) -> None:
+        """Take the seller's word that the last payment came; one who forgot the deal has it."""
+        thread = self.threads.get(header.deal)
+        done = isinstance(answer, Ack) and answer.level == "done"
+        gone = isinstance(answer, Nack) and answer.reason == "unknown_deal"
+        if thread is None or thread.counterparty != header.sender or not (done or gone):
+            return
+        moved = acknowledged(thread, now_ms=now_ms)
+        if moved is not thread:
+            self._put(moved)
+            self._record_data(step, moved, "acked", b"", now_ms=now_ms)
+            self.close_if_over(thread.deal, step, now_ms=now_ms)
 
     def _effect_id(self, thread: Thread, duty: str) -> str:
         return f"{thread.deal}:{duty}@{self.me}"
@@ -209,7 +236,12 @@ class Delivery(Memory):
 
     def _say_voucher(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         terms = thread.agreed_terms
-        body = self.streams.pay(thread, step, now_ms=now_ms)
+        try:
+            body = self.streams.pay(thread, step, now_ms=now_ms)
+        except ChannelStopped as error:
+            # Nothing is ever paid here again: whoever waits for it should know.
+            self.say(thread.deal, "withdraw", {"reason": str(error)[:200]}, step, now_ms=now_ms)
+            return
         until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
         re = thread.last_id if thread.result is None else thread.result_id
         self.say(thread.deal, "voucher", body, step, now_ms=now_ms, re=re, until_ms=until_ms)

@@ -30,7 +30,6 @@ from coase.protocol.messages import (
     CHUNKS_MAX,
     ENVELOPE_LIFE_MAX_MS,
     ENVELOPE_SIZE_MAX_BYTES,
-    Ack,
     Body,
     Chunk,
     Describe,
@@ -47,7 +46,6 @@ from coase.protocol.session import (
     Margins,
     Thread,
     Verify,
-    acknowledged,
     deadline_ms,
     duties,
     judge,
@@ -59,7 +57,7 @@ from coase.protocol.session import (
 )
 from coase.protocol.states import BOUND, Role, State
 from coase.protocol.terms import Domain, ack_digest
-from coase.protocol.types import AgentId, Asset, Head, JobView
+from coase.protocol.types import ZERO_ADDRESS, AgentId, Asset, Head, JobView
 
 from .admission import Admission
 from .delivery import Delivery
@@ -118,6 +116,10 @@ class Desk(Delivery):
         """Opens what is sealed to the agent outside of any deal, such as evidence."""
         self.admission = Admission()
         self.streams = Streams(self, channels_domain(domain.chain_id), StreamPolicy.of(asset))
+        self.vault: AgentId = ZERO_ADDRESS
+        """Where stakes are, on this network."""
+        self.stake_free_units: int | None = None
+        """What of our own stake is free for deals; None if we put up none."""
         self._pieces = Pieces()
 
     # ---- what comes in -------------------------------------------------------------------
@@ -361,6 +363,8 @@ class Desk(Delivery):
         known = self._outbox.answered(message.re, by=header.sender)
         if known is not None and known.message.kind in ("voucher", "settle"):
             self._paid(header, message.body, step, now_ms=now_ms)
+        if known is not None and known.message.kind == "task":
+            self._task_taken(header, message.body, step, now_ms=now_ms)
         if not isinstance(message.body, Nack):
             return
         self._count("nack_received")
@@ -375,19 +379,6 @@ class Desk(Delivery):
         if thread.state is State.ACCEPTED and message.re == thread.accept_id:
             self._put(receive(thread, message, now_ms=now_ms, verify=self.verify))
             self._record(step, self.threads[thread.deal], "heard", message, now_ms=now_ms)
-            self.close_if_over(thread.deal, step, now_ms=now_ms)
-
-    def _paid(self, header: Header, answer: Body, step: Step, *, now_ms: int) -> None:
-        """Take the seller's word that the last payment came; one who forgot the deal has it."""
-        thread = self.threads.get(header.deal)
-        done = isinstance(answer, Ack) and answer.level == "done"
-        gone = isinstance(answer, Nack) and answer.reason == "unknown_deal"
-        if thread is None or thread.counterparty != header.sender or not (done or gone):
-            return
-        moved = acknowledged(thread, now_ms=now_ms)
-        if moved is not thread:
-            self._put(moved)
-            self._record_data(step, moved, "acked", b"", now_ms=now_ms)
             self.close_if_over(thread.deal, step, now_ms=now_ms)
 
     def _piece(self, header: Header, step: Step, *, now_ms: int) -> None:

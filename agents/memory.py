@@ -15,6 +15,7 @@ from coase.protocol.session import (
     receive,
     say,
     see,
+    taken,
     tick,
 )
 from coase.protocol.states import BOUND, Role, State
@@ -31,6 +32,7 @@ from .history import (
 )
 from .outbox import Outbox
 from .ports import Chance, Record
+from .slices import Slices
 from .steps import Buyer, Court, DeadLetter, Notice, Seller, Step, Transmit
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Memory:
         self.seller: Seller | None = None
         self.court: Court | None = None
         self.streams: Streams
+        self.slices = Slices(me)
         self.dead: list[DeadLetter] = []
         self.counts: dict[str, int] = {}
         self._outbox = Outbox(encode)
@@ -121,6 +124,7 @@ class Memory:
         self._outbox.drop_deal(deal)
         step.closed.append((deal, summary(thread)))
         self.streams.ended(thread, step, now_ms=now_ms)
+        self.slices.ended(thread, step, now_ms=now_ms)
         half = self.buyer if thread.side is Role.BUYER else self.seller
         if half is not None:
             half.ended(thread, step, now_ms=now_ms)
@@ -169,6 +173,9 @@ class Memory:
                 self._heard.remember(sender, message_id, expires_ms=expires_ms)
                 self.court.recall(sender, evidence)
                 continue
+            if record.kind == "slice":
+                self.slices.recall(record)
+                continue
             if record.kind in STREAM_RECORDS:
                 self.streams.recall(record)
                 continue
@@ -187,6 +194,8 @@ class Memory:
                     self._put(judge(thread, record.data.decode()))
                 case "failed":
                     self._put(fail(thread, record.data.decode()))
+                case "taken":
+                    self._put(taken(thread, record.data, verify=lambda *_: None))
                 case "acked":
                     self._put(acknowledged(thread, now_ms=record.at_ms))
 

@@ -24,8 +24,10 @@ from .config import Network, load_network, state_home
 from .desk import Desk
 from .dispute import Advocate, ArbiterFace
 from .firm import Colleagues, FirmFile
+from .guarantor import Guarantor
 from .limits import Budgets
 from .means import Means
+from .pace import pace_of
 from .ports import Chance, Codec, Journal
 from .purse import Budget, permit, rows_of
 from .runtime import Runtime, Seat
@@ -99,7 +101,10 @@ class Node:
         self.runtime = Runtime(transport, settlement, journal)
         self.runtime.channels = self.channels
         self.collector = self._collector()
-        self._chance, self._margins = chance, margins
+        self.guarantor = Guarantor(self.runtime, self.stake) if self.stake is not None else None
+        self.pace = pace_of(network)
+        self.runtime.poll_s = self.pace.poll_s
+        self._chance, self._margins = chance, margins or self.pace.margins
         self.agents: list[Agent] = []
         self.firm = FirmFile()
         """The firm of whoever runs this node, for whose agents nothing costs anything."""
@@ -136,6 +141,8 @@ class Node:
         )
         # The same after a restart: others remember where to write to us.
         desk.inbox_secret = identity.subkey("inbox")
+        if self.stake is not None:
+            desk.vault = self.stake.vault
         if self.channels is not None:
             desk.streams.open(self.channels.domain, is_local=self.network.faucet)
         arbiters = tuple(self.network.arbiters)
@@ -183,7 +190,21 @@ class Node:
         )
         self.budgets.tell()
         await self.runtime.add(seat)
+        self._promise_stake(agent, seat)
         return agent
+
+    def _promise_stake(self, agent: Agent, seat: Seat) -> None:
+        """Have an agent's stake put up as soon as it has the money.
+
+        :raises ConfigurationError: if it is no amount, or the network has no vault
+        """
+        if not agent.stake:
+            return
+        if self.guarantor is None:
+            raise ConfigurationError(
+                f"{agent.name} cannot stake {agent.stake}: this network has no vault"
+            )
+        self.guarantor.wanted[seat.desk.me] = self.settlement.asset.money(agent.stake).units
 
     async def discover(
         self, agent: Agent, name: str = "", *, wait_s: float = DISCOVER_WAIT_S
@@ -331,6 +352,8 @@ async def running(node: Node) -> AsyncIterator[Node]:
             await ready.wait()
             if node.collector is not None:
                 group.start_soon(supervise, "collector", node.collector.run)
+            if node.guarantor is not None:
+                group.start_soon(supervise, "guarantor", node.guarantor.run)
             try:
                 yield node
             finally:

@@ -24,7 +24,7 @@ from coase.protocol.messages import (
     thread_id,
 )
 from coase.protocol.session import Thread
-from coase.protocol.states import Role
+from coase.protocol.states import Role, State
 from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
 
@@ -161,7 +161,7 @@ class SellerDesk:
         if quote is None or quote.verification not in request.verifications:
             return
         method = self._method(header, request, ware, quote)
-        if not method:
+        if not method or not self._can_stake(request, method, quote):
             return
         deal = thread_id(header.id, header.sender, self.desk.me)
         if deal in self.desk.threads:
@@ -226,6 +226,20 @@ class SellerDesk:
             header.sender, request.firm, side="buyer", request_id=header.id
         )
 
+    def _can_stake(self, request: Request, method: str, quote: Quote) -> bool:
+        """Return whether we can put up what the buyer asks for, with all that is promised."""
+        if not request.stake_permille:
+            return True
+        desk, wanted = self.desk, stake_units(quote.price_units, request)
+        promised = sum(
+            thread.agreed_terms.stake_units
+            for thread in map(desk.threads.__getitem__, desk.bound())
+            if thread.side is Role.SELLER and thread.state is State.AGREED
+        )
+        free = (desk.stake_free_units or 0) - promised
+        arbitrated = any(arbiter in request.arbiters for arbiter in self.arbiters)
+        return method == "escrow" and arbitrated and request.vault == desk.vault and wanted <= free
+
     def _method(self, header: Header, request: Request, ware: Ware, quote: Quote) -> str:
         """Return how we are paid: what the buyer likes best of what we take; nothing if neither."""
         at_once = quote.price_units
@@ -267,6 +281,8 @@ class SellerDesk:
             dispute_s=windows.dispute_s,
             answer_s=windows.answer_s if arbitrated else 0,
             rule_s=windows.rule_s if arbitrated else 0,
+            vault=request.vault if request.stake_permille else ZERO_ADDRESS,
+            stake_units=stake_units(price, request),
             nonce=nonce,
             work=Work(
                 capability=ware.capability,
@@ -344,3 +360,8 @@ class SellerDesk:
             for ware in self.wares.values()
             if name in ("", ware.name, ware.capability)
         ]
+
+
+def stake_units(price_units: int, request: Request) -> int:
+    """Return what a seller puts at stake for a price, rounded up; nothing if nobody asks for it."""
+    return -(-price_units * request.stake_permille // 1_000)

@@ -34,6 +34,7 @@ BODY_INLINE_MAX_BYTES: Final = 40 * 1024
 ENVELOPE_LIFE_MAX_MS: Final = 300_000  # Ids seen must be remembered for as long.
 CLOCK_SKEW_MAX_MS: Final = 30_000  # NTP keeps within a second; a laptop out of sleep may not.
 ROUNDS_MAX: Final = 16  # Proposals of each side; then the thread ends without agreement.
+STAKE_PERMILLE_MAX: Final = 100_000  # A hundred times the price: more than anybody will stake.
 BIDS_MAX: Final = 256  # A buyer ranks offers before it verifies; this bounds what it ranks.
 ARBITERS_MAX: Final = 8
 # More models than one machine has on disk, and they still fit an envelope with two schemas.
@@ -283,6 +284,10 @@ class Request(Wire):
     """The buyer's X25519 key for this deal."""
     firm: ProofText
     """What proves to those of the buyer's firm that it is one of them; nothing without one."""
+    vault: AddressText
+    """Where sellers' stakes are; the zero address where none is asked for."""
+    stake_permille: Annotated[int, Field(ge=0, le=STAKE_PERMILLE_MAX)]
+    """How much of it a seller puts at stake, for each thousand of the price."""
 
 
 class Offer(Wire):

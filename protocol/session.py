@@ -39,7 +39,7 @@ from .messages import (
     commitment,
 )
 from .states import BOUND, TERMINAL, Role, State, advance
-from .terms import Domain, Terms, settlement_digest
+from .terms import Domain, Terms, ack_digest, settlement_digest
 from .types import UNITS_MAX, ZERO_ADDRESS, How, JobView, Phase
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class Thread:
     settle: Settle | None = None
     verdict: str = ""
     """The buyer's: ``good``, or what is wrong with the result. Empty until it was checked."""
+    ack: bytes = field(repr=False, default=b"")
+    """The seller's signature that it has the task: without it silence costs it no stake."""
     failed: str = ""
     """The seller's: why it cannot deliver. It then declines."""
     shown: str = field(repr=False, default="")
@@ -213,7 +215,7 @@ def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
     windows = (terms.dispute_s, terms.answer_s, terms.rule_s)
     arbitrated = terms.arbiter != ZERO_ADDRESS
     streamed, free = work.settlement in STREAMED, work.settlement == "none"
-    split = terms.bond_units or terms.default_to_seller_units
+    split = terms.bond_units or terms.default_to_seller_units or terms.stake_units
     rules: tuple[tuple[bool, str], ...] = (
         (terms.buyer == buyer, "buyer"),
         (terms.seller == seller and seller != buyer, "seller"),
@@ -225,7 +227,9 @@ def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
         (not arbitrated or terms.arbiter in request.arbiters, "arbiter"),
         (terms.arbiter not in (buyer, seller, thread.domain.contract), "arbiter"),
         (arbitrated or (terms.bond_units == 0 and terms.stake_units == 0), "bond_units"),
-        (terms.vault == ZERO_ADDRESS and terms.stake_units == 0, "vault"),
+        (terms.vault == (request.vault if terms.stake_units else ZERO_ADDRESS), "vault"),
+        (terms.stake_units * 1_000 >= terms.price_units * request.stake_permille, "stake_units"),
+        (not terms.stake_units or terms.vault != ZERO_ADDRESS, "stake_units"),
         (now_s - 60 <= terms.lock_by_s <= now_s + LOCK_BY_MAX_S, "lock_by_s"),
         (terms.lock_by_s < terms.deliver_by_s <= now_s + WINDOW_MAX_S, "deliver_by_s"),
         (all(window <= WINDOW_MAX_S for window in windows), "dispute_s, answer_s, rule_s"),
@@ -238,7 +242,7 @@ def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
         (work.settlement == "escrow" or streamed, "work.settlement"),
         # What a voucher paid nobody can split, so nothing may wait for an arbiter.
         (not streamed or not arbitrated, "arbiter"),
-        (not streamed or not split, "bond_units, default_to_seller_units"),
+        (not streamed or not split, "bond_units, default_to_seller_units, stake_units"),
         (work.verification in request.verifications, "work.verification"),
         (work.quality >= request.quality_min, "work.quality"),
     )
@@ -532,6 +536,18 @@ def deadline_ms(thread: Thread) -> int | None:
     if thread.state is State.ACCEPTED:
         return thread.agree_by_ms
     return None
+
+
+def taken(thread: Thread, signature: bytes, *, verify: Verify) -> Thread:
+    """Return the buyer's thread with the seller's word that it has the task.
+
+    :raises BadSignature: if it is not the seller's
+    """
+    if thread.side is not Role.BUYER or not thread.task_id or thread.ack:
+        return thread
+    terms = thread.agreed_terms
+    verify(ack_digest(thread.domain, thread.job_id, terms.work.task), signature, terms.seller)
+    return replace(thread, ack=signature)
 
 
 def judge(thread: Thread, verdict: str) -> Thread:

@@ -101,7 +101,7 @@ BAD_TERMS: list[tuple[str, dict[str, object]]] = [
     ("arbiter", {"arbiter": STRANGER.address}),
     ("bond_units", {"arbiter": ZERO_ADDRESS}),
     ("vault", {"vault": STRANGER.address}),
-    ("vault", {"stake_units": 1}),
+    ("stake_units", {"stake_units": 1}),
     ("lock_by_s", {"lock_by_s": NOW_S - 61}),
     ("lock_by_s", {"lock_by_s": NOW_S + LOCK_BY_MAX_S + 1, "deliver_by_s": NOW_S + 10_000}),
     ("deliver_by_s", {"deliver_by_s": NOW_S + 30}),

@@ -59,6 +59,8 @@ REQUEST: Final = Request(
     bids_max=4,
     key="11" * 32,
     firm="",
+    vault="0x" + "00" * 20,
+    stake_permille=0,
 )
 TERMS: Final = Terms(
     buyer=BUYER.address,

@@ -130,6 +130,8 @@ class Eve:
             bids_max=1,
             key="22" * 32,
             firm="",
+            vault="0x" + "00" * 20,
+            stake_permille=0,
         )
         for _ in range(10):
             request_id = self.rng.randbytes(16).hex()
