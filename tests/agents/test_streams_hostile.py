@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from coase.agents.ports import Codec
+from coase.escrow.voucher import AskWithdrawal
 from coase.protocol.states import State
 
 from .desks import head_of, kind_of
@@ -95,3 +96,20 @@ def test_a_deposit_that_is_not_seen_yet_is_not_made_twice(
     market.until(lambda: all(over(ask) for ask in asks))
     assert {ask.outcome.state for ask in asks if ask.outcome} == {State.SETTLED}
     assert len(made) == len(market.funded) == 1
+
+
+def test_a_deal_ends_with_the_channel_that_pays_it(market: Streaming) -> None:
+    ask = market.buy()
+    market.until(lambda: market.paid() > 0)
+    end = next(iter(market.buyer.desk.streams.lines.values())).buyer
+    assert end is not None
+    market.ledger.execute(AskWithdrawal(market.config(), 100), market.buyer.desk.me)
+    market.buyer.desk.streams.want(end.channel_id)
+    market.writes = False
+    market.pass_ms(1_500)
+    market.writes = True
+    market.until(lambda: over(ask), within_ms=5_000)
+    assert ask.outcome is not None
+    assert "a withdrawal is pending" in ask.outcome.why
+    assert market.paid() == market.signed() == ask.outcome.view.to_seller_units
+    assert not market.seller.desk.threads
