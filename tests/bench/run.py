@@ -30,7 +30,9 @@ from coase.protocol.envelope import open_body, public_key, read_header, seal, un
 from coase.protocol.identity import Identity, keccak256, recover
 from coase.protocol.messages import canonical_json, schemas_hash
 from tests.bench.bare import round_trips
+from tests.bench.gateway import gateway
 from tests.bench.parts import LOCK_S, bench_node, emit, network_of, spawn
+from tests.bench.routes import routes
 from tests.bench.settlement import settlement
 
 if TYPE_CHECKING:
@@ -337,7 +339,7 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="wire, lan, cpu, gas, settlement or simulation")
+    parser.add_argument("--only", default="", help="wire, lan, cpu, gas, settlement, simulation, router or gateway")
     arguments = parser.parse_args()
     count = 300 if arguments.quick else 1_700
     parts: dict[str, Callable[[], object]] = {
@@ -347,6 +349,8 @@ def main() -> None:
         "gas": gas,
         "settlement": lambda: settlement(count, quick=arguments.quick),
         "simulation": lambda: simulation(10 if arguments.quick else 60),
+        "router": lambda: routes(quick=arguments.quick),
+        "gateway": lambda: gateway(quick=arguments.quick),
     }
     for name, part in parts.items():
         if arguments.only in ("", name):

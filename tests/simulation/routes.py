@@ -422,14 +422,27 @@ class _Play:
         self.open -= 1
 
 
+SETTINGS: Final = (100, 200, 400, 700, 1_200)
+"""What a second is worth to the callers of one run of the router, in units."""
+
+
 def contest(
     seed: int, *, sellers: int = 200, calls: int, rate_per_s: float = 20.0, buyers: int = 4
 ) -> list[Figures]:
-    """Return what the router and the six others come to in one world."""
+    """Return what the six others and the router, by what time is worth, come to in one world."""
     world = World(seed, sellers=sellers, calls=calls, rate_per_s=rate_per_s, buyers=buyers)
     policies: list[Policy] = [kind(seed, buyers=buyers) for kind in BASELINES]
     policies += [
-        Router(seed, buyers=buyers, second_units=units, name=f"coase, {units} units/s")
-        for units in (100, 300, 600)
+        Router(seed, buyers=buyers, second_units=units, name=f"coase {units}") for units in SETTINGS
     ]
     return [world.play(policy) for policy in policies]
+
+
+def averaged(runs: list[list[Figures]]) -> list[Figures]:
+    """Return the mean of several contests, policy by policy."""
+    found = []
+    for of_one in zip(*runs, strict=True):
+        rows = [figures.row() for figures in of_one]
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        found.append(Figures(of_one[0].name, *means))
+    return found

@@ -1,0 +1,173 @@
+"""What the gateway costs: the same engine called directly and through it, in turns.
+
+A backend of fixed speed shows the gateway's own share; the embedded model, if it is here, what
+of that is left to notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import httpx
+
+from tests.bench.parts import emit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE: Final = Path(__file__).parent
+GAP_MS: Final = 20
+TOKENS: Final = 32
+CALLERS: Final = (1, 4, 16)
+AIM_ADDED_MS: Final = {1: 3, 4: 10, 16: 30}
+AIM_RATE_PERCENT: Final = 97
+SHORT_ANSWERS: Final = 600
+TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def process(*command: str, home: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a program and yield it with the first line that it prints."""
+    environment = {**os.environ, **({"COASE_HOME": home} if home else {})}
+    ran = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert ran.stdout is not None
+        yield ran, ran.stdout.readline().strip()
+    finally:
+        ran.terminate()
+        ran.wait()
+        assert ran.stdout is not None
+        ran.stdout.close()
+
+
+async def one(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> tuple[float, float]:
+    """Ask once and return the milliseconds until the first token and until the end."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Count upwards in words."}],
+        "max_tokens": tokens,
+        "stream": True,
+        "temperature": 0,
+    }
+    began, first = time.perf_counter(), 0.0
+    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not first and '"content": "' in line.replace('"content":"', '"content": "'):
+                if '"content": ""' not in line and '"content":""' not in line:
+                    first = time.perf_counter()
+    return (first - began) * 1_000, (time.perf_counter() - began) * 1_000
+
+
+async def callers(url: str, model: str, count: int, rounds: int) -> tuple[list[float], float]:
+    """Return the first tokens' milliseconds, and tokens a second, of so many at once."""
+    firsts: list[float] = []
+    limits = httpx.Limits(max_connections=count)
+    async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+        await one(client, url, model, 2)
+
+        async def caller() -> None:
+            for _ in range(rounds):
+                first, _ = await one(client, url, model, TOKENS)
+                firsts.append(first)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(count)))
+        rate = count * rounds * TOKENS / (time.perf_counter() - began)
+    return firsts, rate
+
+
+async def side_by_side(name: str, direct: str, through: str, model: str, *, rounds: int) -> None:
+    """Measure both in turns and print what the way through the gateway adds."""
+    for count in CALLERS:
+        added, shares = list[float](), list[float]()
+        direct_ms = list[float]()
+        for _ in range(3):
+            firsts, rate = await callers(direct, model, count, rounds)
+            firsts_through, rate_through = await callers(through, model, count, rounds)
+            direct_ms.append(statistics.median(firsts))
+            added.append(statistics.median(firsts_through) - statistics.median(firsts))
+            shares.append(100 * rate_through / rate)
+        emit(
+            f"gateway_{name}_{count}_callers_added_to_first_token",
+            statistics.median(added),
+            "ms",
+            direct_ms=statistics.median(direct_ms),
+            aim_ms=AIM_ADDED_MS[count],
+            tokens_per_s_percent=statistics.median(shares),
+            aim_percent=AIM_RATE_PERCENT,
+        )
+
+
+async def answers_a_second(url: str, model: str, count: int) -> float:
+    """Return how many answers of one token a second it gives to sixteen callers."""
+    numbers = iter(range(count))
+    async with httpx.AsyncClient(timeout=120) as client:
+
+        async def caller() -> None:
+            for _ in numbers:
+                await one(client, url, model, 1)
+
+        await one(client, url, model, 1)
+        began = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(16)))
+        return count / (time.perf_counter() - began)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor's seconds that a process took."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def memory_mb(pid: int) -> float:
+    """Return the memory that a process holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1_024
+
+
+@contextmanager
+def gateway_on(engine: str) -> Iterator[tuple[int, str, float]]:
+    """Run a gateway on an engine behind OpenAI's API; yield pid, address and seconds to start."""
+    coase = str(Path(sys.executable).with_name("coase"))
+    command = (coase, "gateway", "--port", "0", "--at-once", str(max(CALLERS)))
+    command += ("--engine", "openai", "--url", f"{engine}/v1")
+    with tempfile.TemporaryDirectory(prefix="coase-bench-") as home:
+        began = time.perf_counter()
+        with process(*command, "--json", home=home) as (ran, line):
+            yield ran.pid, json.loads(line)["url"], time.perf_counter() - began
+
+
+async def fixed(*, quick: bool) -> None:
+    """Measure the gateway before a backend of fixed speed."""
+    rounds = 3 if quick else 12
+    with (
+        process(sys.executable, str(HERE / "backend.py"), str(GAP_MS)) as (_, direct),
+        gateway_on(direct) as (pid, through, ready_s),
+    ):
+        emit("gateway_ready", ready_s, "s", aim_s=1.5)
+        await side_by_side("fixed", direct, through, "fixed", rounds=rounds)
+        before, tokens = cpu_s(pid), 16 * rounds * TOKENS
+        await callers(through, "fixed", 16, rounds)
+        emit("gateway_cpu_per_token", (cpu_s(pid) - before) * 1_000 / tokens, "ms", aim_ms=0.25)
+        count = SHORT_ANSWERS // 4 if quick else SHORT_ANSWERS
+        bare = await answers_a_second(direct, "fixed", count)
+        rate = await answers_a_second(through, "fixed", count)
+        emit("gateway_short_answers", rate, "1/s", direct_per_s=bare, aim_per_s=300)
+        emit("gateway_memory", memory_mb(pid), "MB", aim_mb=100)
+
+
+def gateway(*, quick: bool) -> None:
+    """Measure all of it."""
+    anyio.run(lambda: fixed(quick=quick))
