@@ -339,7 +339,9 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="wire, lan, cpu, gas, settlement, simulation, router or gateway")
+    parser.add_argument(
+        "--only", default="", help="wire, lan, cpu, gas, settlement, simulation, router or gateway"
+    )
     arguments = parser.parse_args()
     count = 300 if arguments.quick else 1_700
     parts: dict[str, Callable[[], object]] = {
