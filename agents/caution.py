@@ -33,19 +33,16 @@ def connect_options(network: Network) -> dict[str, Any]:
     :raises ConfigurationError: if the file asks for a kind of funding that does not exist
     """
     preset, own = preset_of(network.chain_id), network.faucet
-    confirmations, age_s, fee_wei = CONFIRMATIONS, HEAD_AGE_MAX_S, FEE_MAX_WEI
+    age_s, fee_wei = HEAD_AGE_MAX_S, FEE_MAX_WEI
     if own:
-        confirmations, age_s = 0, 0
+        age_s = 0
     elif preset is not None:
-        confirmations, age_s = preset.confirmations, preset.head_age_max_s
-        fee_wei = preset.fee_max_wei
-    if network.confirmations is not None:
-        confirmations = network.confirmations
+        age_s, fee_wei = preset.head_age_max_s, preset.fee_max_wei
     if network.head_age_max_s is not None:
         age_s = network.head_age_max_s
     return {
         "chain_id": network.chain_id,
-        "confirmations": confirmations,
+        "confirmations": confirmations_of(network),
         "from_block": network.from_block,
         "funding": funding_of(network),
         "fee_max_wei": network.fee_max_wei or fee_wei,
@@ -53,6 +50,16 @@ def connect_options(network: Network) -> dict[str, Any]:
             head_age_max_s=age_s, head_back_max_blocks=0 if own else HEAD_BACK_MAX_BLOCKS
         ),
     }
+
+
+def confirmations_of(network: Network) -> int:
+    """Return how many blocks deep a deal must lie on the chain of ``network`` to be believed."""
+    if network.confirmations is not None:
+        return network.confirmations
+    preset = preset_of(network.chain_id)
+    if network.faucet:
+        return 0
+    return CONFIRMATIONS if preset is None else preset.confirmations
 
 
 def funding_of(network: Network) -> FundingKind | None:

@@ -58,6 +58,8 @@ class Network(_Model):
     """The registry of what was said of those agents."""
     from_block: int = Field(default=0, ge=0)
     """The block of the escrow's deployment: what came before is not read."""
+    block_ms: int = Field(default=0, ge=0)
+    """How long a block takes; 0 takes what is known of the chain, or the slowest."""
     confirmations: int | None = Field(default=None, ge=0)
     """How many blocks deep a deal must lie to be believed; without, what suits the chain."""
     head_age_max_s: int | None = Field(default=None, ge=0)

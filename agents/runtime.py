@@ -105,6 +105,8 @@ class Runtime:
         self.observers: list[Observer] = []
         self.head = Head(0, 0)
         self.chain_error = ""
+        self.poll_s = CHAIN_POLL_S
+        """How often the chain is looked at; set before ``run`` where blocks take longer."""
         self._group: TaskGroup | None = None
         self._wake = anyio.Event()
         self._poll = anyio.Event()
@@ -412,7 +414,7 @@ class Runtime:
                 for seat in self.seats.values():
                     if seat.desk.buyer is not None:
                         seat.desk.buyer.know(None)
-            with anyio.move_on_after(CHAIN_POLL_S):
+            with anyio.move_on_after(self.poll_s):
                 await self._poll.wait()
 
     async def _look(self, head: Head) -> None:

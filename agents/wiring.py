@@ -15,6 +15,7 @@ from coase.protocol.backends.nats_config import NatsConfig, Tls
 
 from .backends.sqlite import SqliteJournal, SqliteTxStore
 from .caution import check_token, connect_options
+from .pace import pace_of
 from .passphrase import find_passphrase
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ async def _settlement(network: Network, store: TxStore) -> EvmSettlement:
         network.rpc,
         escrow=network.escrow,
         store=store,
+        poll_s=pace_of(network).poll_s,
         **connect_options(network),
     )
     try:

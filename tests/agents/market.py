@@ -74,30 +74,35 @@ class Market:
 
 
 @asynccontextmanager
-async def market(folder: Path) -> AsyncIterator[Market]:
-    """Yield a running market with an arbiter; checks at the end that no unit came or went."""
+async def market(
+    folder: Path, *, asset: Asset = ASSET, faucet: bool = True, margins: Margins | None = MARGINS
+) -> AsyncIterator[Market]:
+    """Yield a running market with an arbiter; checks at the end that no unit came or went.
+
+    Without ``margins`` they are those that the chain of ``asset`` asks for.
+    """
 
     def clock_s() -> int:
         return int(time.time())
 
-    chain = MemoryChain(ASSET, escrow=ESCROW, time_s=clock_s())
+    chain = MemoryChain(asset, escrow=ESCROW, time_s=clock_s())
     seed = Identity(b"\x01" * 32)
     arbiter_key = seed.derive("arbiter")
     network = Network(
         net="test",
         nats=NatsAddress(url="memory"),
         rpc="memory",
-        chain_id=ASSET.chain_id,
-        token=ASSET.token,
+        chain_id=asset.chain_id,
+        token=asset.token,
         factory="0x" + "55" * 20,
         escrow=ESCROW,
         arbiters=(arbiter_key.address,),
-        faucet=True,
+        faucet=faucet,
     )
     journal = SqliteJournal(folder / "journal.sqlite")
     settlement = MemorySettlement(chain, clock_s)
     transport = MemoryNetwork(net="test").transport()
-    node = Node(network, transport, settlement, journal, seed=seed, margins=MARGINS)
+    node = Node(network, transport, settlement, journal, seed=seed, margins=margins)
     async with anyio.create_task_group() as group:
 
         async def seal() -> None:

@@ -55,7 +55,14 @@ def test_endpoints_may_be_a_list_and_come_back_as_they_were(tmp_path: Path) -> N
 
 def test_an_old_file_without_the_new_words_is_still_one(tmp_path: Path) -> None:
     told = network().model_dump(mode="json")
-    for name in ("from_block", "confirmations", "head_age_max_s", "fee_max_wei", "funding"):
+    for name in (
+        "from_block",
+        "block_ms",
+        "confirmations",
+        "head_age_max_s",
+        "fee_max_wei",
+        "funding",
+    ):
         del told[name]
     assert Network.model_validate(told) == network()
 
