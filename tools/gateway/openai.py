@@ -408,7 +408,10 @@ def _scored(entry: Logprob) -> dict[str, Any]:
 
 async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: _Chat) -> Response:
     stream = fields.flag("stream")
-    options = Fields(fields.body.get("stream_options") or {})
+    given = fields.body.get("stream_options") or {}
+    if not isinstance(given, dict):
+        raise Wrong(400, "stream_options must be an object", param="stream_options")
+    options = Fields(given)
     with_usage = options.flag("include_usage")
     answer = await begin(request, request.app.state.router, prompt, fields.ignored)
     head = {

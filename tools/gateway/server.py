@@ -105,7 +105,7 @@ def application(
             Route("/v1/messages", anthropic.messages, methods=["POST"]),
             Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
         ],
-        exception_handlers={Wrong: _told, HTTPException: _not_here},
+        exception_handlers={Wrong: _told, HTTPException: _not_here, Exception: _our_fault},
     )
     app.state.router = router
     return _Door(app, doors or Doors(), books or Books())
@@ -138,6 +138,11 @@ async def _not_here(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path} is not served here"
     return _shaped(request.url.path, request.headers, Wrong(error.status_code, what))
+
+
+async def _our_fault(request: Request, error: Exception) -> Response:
+    what = "the gateway failed at this request; its log says where"
+    return _shaped(request.url.path, request.headers, Wrong(500, what))
 
 
 class _Door:
