@@ -19,7 +19,14 @@ import pytest
 
 from coase.agents.compute.gate import Limits
 from coase.agents.compute.llamacpp import GOMP_ADVICE, LlamaCppCompute
-from coase.agents.compute.ports import Message, Prompt
+from coase.agents.compute.ports import (
+    Message,
+    Prompt,
+    PromptRefused,
+    PromptTooLong,
+    Tool,
+    ToolCall,
+)
 from coase.protocol.errors import ComputeFailed
 from tests.conformance.compute_servers import small_model
 
@@ -75,6 +82,57 @@ async def test_an_answer_that_was_begun_goes_on(compute: LlamaCppCompute) -> Non
     messages = (Message("user", "Count from 1 to 8."), Message("assistant", begun))
     completion = await compute.complete(Prompt(messages=messages, max_tokens=12))
     assert completion.text.strip().startswith("5")
+
+
+async def test_a_model_that_was_shown_how_may_call_a_tool_of_its_own_accord(
+    compute: LlamaCppCompute,
+) -> None:
+    tool = Tool(
+        name="get_weather",
+        description="The weather of a town",
+        parameters={
+            "type": "object",
+            "properties": {"town": {"type": "string"}},
+            "required": ["town"],
+        },
+    )
+    shown: list[Message] = []
+    for town in ("Ulm", "Rome", "Oslo"):
+        call = ToolCall(name="get_weather", arguments=f'{{"town": "{town}"}}')
+        shown += [
+            Message("user", f"What is the weather in {town}?"),
+            Message("assistant", "", tool_calls=(call,)),
+            Message("tool", "sunny", tool_name="get_weather"),
+            Message("assistant", "It is sunny."),
+        ]
+    asked = Message("user", "What is the weather in Paris?")
+    prompt = Prompt(messages=(*shown, asked), tools=(tool,), max_tokens=60)
+    assert (await compute.estimate(prompt)).input_tokens_exact
+    made = await compute.complete(prompt)
+    # So small a model may also just talk; what it must not is show us how it would call.
+    assert "tool_call" not in made.text
+    for call in made.tool_calls:
+        assert (call.name, call.read()) == ("get_weather", {"town": "Paris"})
+        assert (made.text.strip(), made.done_reason) == ("", "tool_calls")
+
+
+async def test_vectors_are_made_by_a_process_of_their_own_that_ends_with_the_rest() -> None:
+    compute = LlamaCppCompute(small_model(), limits=Limits(queue_max=2))
+    with pytest.raises(PromptRefused, match="has no model"):
+        await compute.embed(["x"], "gpt")
+    assert compute._embedder is not None
+    assert compute._embedder.pid is None  # It starts with the first text, and not before.
+    near, far, same = (await compute.embed(["a cat", "interest rates", "a cat"])).vectors
+    assert near == pytest.approx(same, abs=1e-3)
+    assert near != pytest.approx(far, abs=1e-3)
+    pid = compute._embedder.pid
+    assert pid is not None
+    assert compute.pid is None  # Nothing was written.
+    with pytest.raises(PromptTooLong):
+        await compute.embed(["word " * 3_000])
+    await compute.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_what_is_cached_is_told_and_changes_nothing(compute: LlamaCppCompute) -> None:
