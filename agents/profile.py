@@ -7,6 +7,7 @@ and one that is complete costs nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -57,6 +58,16 @@ class Profile:
     """Endpoints by kind, such as A2A, MCP or web."""
     uri: str = ""
     """Where its owner publishes the file; without, the registry's entry carries it."""
+
+    def __post_init__(self) -> None:
+        try:
+            good = Decimal(self.feedback_min) >= 0
+        except ArithmeticError:
+            good = False
+        if not good:
+            raise ConfigurationError(
+                f"feedback_min is {self.feedback_min!r}: an amount of the network's token, as text"
+            )
 
     def registers(self, *, by_default: bool) -> bool:
         """Return whether an agent with something to sell is registered at its start."""

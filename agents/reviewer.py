@@ -77,6 +77,8 @@ class Reviewer:
         self._curious: dict[AgentId, set[AgentId]] = {}
         """Sellers of whom an agent of ours would like to know, and which agents."""
         self._looked: dict[AgentId, float] = {}
+        self._met: dict[AgentId, set[AgentId]] = {}
+        """Whom each of our agents has dealt with."""
         self._due: dict[str, tuple[float, float]] = {}
         """When what failed is tried again, and after how long then."""
 
@@ -85,6 +87,8 @@ class Reviewer:
     def observe(self, who: AgentId, notice: Notice) -> None:
         """Take note of offers, and of deals that are over."""
         thread = notice.thread
+        if thread is not None and notice.kind == "ended" and thread.job_id:
+            self._met.setdefault(who, set()).add(thread.counterparty)
         if thread is None or thread.side is not Role.BUYER:
             return
         if notice.kind == "heard:offer" and len(self._curious) < SELLERS_MAX:
@@ -148,6 +152,11 @@ class Reviewer:
         for agent in self._node.agents:
             if agent.address not in self._begun:
                 self._begun.add(agent.address)
+                rows = [
+                    json.loads(d) for _, _, d in self._node.journal.summaries(agent.address) if d
+                ]
+                met = {row["counterparty"] for row in rows if row["job_id"]}
+                self._met.setdefault(agent.address, set()).update(met)
                 for record in self._node.journal.open_records(agent.address):
                     if record.kind == "feedback":
                         note = Note.from_record(record)
@@ -318,11 +327,7 @@ class Reviewer:
 
     def _known(self, who: AgentId) -> set[AgentId]:
         """Return whom an agent has dealt with, and its companions in this node."""
-        met = {
-            json.loads(data)["counterparty"]
-            for _, _, data in self._node.journal.summaries(who)
-            if data
-        }
+        met = self._met.get(who, set())
         return met | {agent.address for agent in self._node.agents}
 
     # -- when --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from coase.agents.profile import Directory, Profile
 from coase.agents.reputation import Readings, reader_of
 from coase.agents.reviewer import Reviewer
 from coase.escrow.feedback import Flaw, GiveFeedback, data_uri, from_data_uri
+from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import keccak256
 from tests.agents.realmarket import LONG, buy, real_market, scribe
 
@@ -245,3 +246,9 @@ async def test_what_a_channel_paid_is_said_once_it_is_claimed(tmp_path: Path) ->
         assert word.counted.log.channel_id == bytes.fromhex(note.deal)
         assert (word.entry.client, word.entry.value) == (reader.address, 100)
         assert word.weight > 0
+
+
+def test_a_profile_that_makes_no_sense_is_refused() -> None:
+    for amount in ("much", "-1", ""):
+        with pytest.raises(ConfigurationError, match="feedback_min"):
+            Profile(feedback_min=amount)

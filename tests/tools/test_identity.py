@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,10 +23,13 @@ from coase.escrow.feedback import (
     GiveFeedback,
     PaymentLog,
     data_uri,
+    registry_domain,
 )
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.types import How
-from coase.tools.cli.reputation_command import _WHY, _document
+from coase.tools.cli.identity_commands import _document as told_of
+from coase.tools.cli.identity_commands import _tell
+from coase.tools.cli.reputation_command import _WHY, _document, _show
 from tests.agents.realmarket import RealMarket, real_market
 from tests.tools.commands import Home
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.xdist_group("identity")
 
 STRANGER = Identity(bytes([0x71]) * 32)
+SLY = b'{"name": "a\\n  owner   0xbad", "description": "\\u001b[2J\\u202e"}'
 FAR = Account.from_key(bytes([0x72]) * 32)
 
 
@@ -161,7 +165,9 @@ def test_what_is_wrong_is_said_with_what_to_do(user: User) -> None:
         save_network(network, path)
 
 
-def test_a_reputation_is_told_entry_by_entry(user: User) -> None:
+def test_a_reputation_is_told_entry_by_entry(
+    user: User, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = FeedbackEntry(
         *(3, STRANGER.address, 1, 975, 1, "starred", "summarise", "", "", b"", 9, 0, 1_800_000_000),
         tx_hash="0x1",
@@ -177,3 +183,13 @@ def test_a_reputation_is_told_entry_by_entry(user: User) -> None:
     assert (second["flaw"], second["why"]) == ("other_payer", "somebody else paid")
     assert told["prior"]["good_millionths"] > 30 * told["prior"]["bad_millionths"] > 0
     assert set(_WHY) == set(Flaw)
+    # What strangers write commands no terminal, and takes no more than its line.
+    spoken = replace(entry, tag2="[red]\x1b[2J\u202e" + "x" * 500)
+    words = (Word(spoken, replace(counted, entry=spoken), None, 14_000),)
+    _show(_document(user.market.network, replace(repute, words=words), set()))
+    record = AgentRecord(3, STRANGER.address, STRANGER.address, data_uri(SLY))
+    _tell(told_of(registry_domain(31337, "0x" + "01" * 20), record), as_json=False)
+    printed = capsys.readouterr().out
+    assert "[red]" in printed
+    assert all(char.isprintable() or char == "\n" for char in printed)
+    assert not [line for line in printed.splitlines() if line.startswith("  owner   0xbad")]

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from coase.escrow.feedback import AgentRecord
     from coase.escrow.ports import Registries
     from coase.protocol.identity import Identity
+    from coase.protocol.terms import Domain
 
 URI_SHOWN: Final = 60
+NAME_SHOWN: Final = 40
+SAYS_SHOWN: Final = 200
 
 identity = typer.Typer(
     help="Register an agent on the chain, show who one is, and link its wallet (ERC-8004).",
@@ -140,7 +143,7 @@ async def _register(
         data = profile.file(registries, record.agent_id, name=name, key=key.address)
         if file is not None:
             _write(file, data)
-        return await _document(registries, record) | {"name": name}
+        return _document(registries.domain, record) | {"name": name}
 
 
 async def _show(agent: str, state: Path | None) -> list[dict[str, Any]]:
@@ -151,13 +154,13 @@ async def _show(agent: str, state: Path | None) -> list[dict[str, Any]]:
     async with looking(network) as (_, registries):
         if agent:
             record = await find(network, registries, agent, state)
-            return [await _document(registries, record)]
+            return [_document(registries.domain, record)]
         directory = Directory(registries, from_block=network.from_block)
         found = []
         for place in _places(network, state):
             for address, name in sorted(place.names.items()):
                 if (mine := await directory.owned_by(address)) is not None:
-                    found.append(await _document(registries, mine) | {"name": name})
+                    found.append(_document(registries.domain, mine) | {"name": name})
         return found
 
 
@@ -193,7 +196,7 @@ async def _link(
             record = await registrar.link(record, key, other, now_s=now_s)
         elif record.wallet != target:
             return {"sign": _typed_data(registries, record, target, now_s + LINK_LIFE_S)}
-        return await _document(registries, record)
+        return _document(registries.domain, record)
 
 
 # ---- finding -----------------------------------------------------------------------------------
@@ -368,10 +371,9 @@ async def _require_coin(settlement: EvmSettlement, network: Network, address: st
 # ---- telling -----------------------------------------------------------------------------------
 
 
-async def _document(registries: Registries, record: AgentRecord) -> dict[str, Any]:
+def _document(domain: Domain, record: AgentRecord) -> dict[str, Any]:
     from coase.escrow.feedback import from_data_uri, registry_name
 
-    domain = registries.domain
     data = from_data_uri(record.uri)
     try:
         file = json.loads(data) if data is not None else None
@@ -392,18 +394,24 @@ def _tell(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit(document)
         return
-    name = document.get("name") or (document["file"] or {}).get("name") or "?"
-    uri = document["uri"] or "none"
-    uri = uri if len(uri) <= URI_SHOWN else f"{uri[:URI_SHOWN]}…"
+    file = document["file"] or {}
+    name = document.get("name") or _shown(file.get("name"), NAME_SHOWN) or "?"
+    uri = _shown(document["uri"], URI_SHOWN) or "none"
     lines = [
         f"{name} is agent {document['agent_id']} of {document['registry']}",
         f"  owner   {document['owner']}",
         f"  paid to {document['paid_to']}",
         f"  file    {uri}",
     ]
-    if document["file"] and document["file"].get("description"):
-        lines.append(f"  says    {document['file']['description']}")
+    if says := _shown(file.get("description"), SAYS_SHOWN):
+        lines.append(f"  says    {says}")
     out.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(text: object, most: int) -> str:
+    """Return what a stranger wrote as one line, no longer than ``most``."""
+    line = " ".join(str(text or "").split())
+    return line if len(line) <= most else f"{line[:most]}…"
 
 
 def _typed_data(

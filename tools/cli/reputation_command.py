@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from .app import Json, app, emit, out, perform
+from .app import Json, app, emit, out, perform, printable
 from .wallet_commands import State, iso
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from coase.agents.config import Network
     from coase.agents.reputation import Repute, Word
 
+ABOUT_SHOWN: Final = 40
 _WHY: Final = {
     "revoked": "its author took it back",
     "other_file": "its file is another than the one it names",
@@ -112,6 +113,7 @@ def _entry(network: Network, word: Word, known: set[str]) -> dict[str, Any]:
 def _show(document: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     rating = document["rating_permille"]
     told = "nobody whose word counts speaks of its work"
@@ -125,7 +127,7 @@ def _show(document: dict[str, Any]) -> None:
     )
     if not document["entries"]:
         return
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)  # Tags and numbers are strangers' own.
     for name in ("client", "says", "about", "paid", "weight", "or why it does not count"):
         right = name in ("says", "paid", "weight")
         table.add_column(name, justify="right" if right else "left")
@@ -134,5 +136,6 @@ def _show(document: dict[str, Any]) -> None:
         paid = f"{row['paid']} {document['symbol']}" if row["paid"] else ""
         weight = "" if row["flaw"] else str(row["weight"])
         about = ", ".join(row["tags"][1:]) or ", ".join(row["tags"])
-        table.add_row(client, row["value"], about, paid, weight, row["why"])
+        cells = (client, row["value"], about[:ABOUT_SHOWN], paid, weight, row["why"])
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     out.print(table)

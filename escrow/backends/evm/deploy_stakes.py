@@ -8,22 +8,17 @@ the deployer's nonce. Each is an effect of its own in the store, so what was cut
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from eth_abi.abi import encode as abi_encode
 
-from coase.escrow.presets import DEPLOYER_PROXY
-from coase.protocol.errors import CallReverted, ConfigurationError
-
-from .abi import Abi, panels_abi, vault_abi
 from .artifacts import artifact
-from .chain import EvmChain, Request
-from .deploy import SALT, created_by_proxy, has_proxy
+from .deploy import put, require_code
 
 if TYPE_CHECKING:
     from coase.protocol.identity import Identity
 
-DEPLOY_GAS: Final = 4_000_000  # Each takes about 1.3 million.
+    from .chain import EvmChain
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +47,15 @@ async def deploy_stakes(
     :raises ConfigurationError: if at a given address is something else
     :raises CallReverted: if the chain refuses the code
     """
-    await _require(chain, factory, "EscrowFactory")
+    await require_code(chain, factory, "EscrowFactory")
     if vault:
-        await _require(chain, vault, "StakeVault")
+        await require_code(chain, vault, "StakeVault")
     else:
         data = artifact("StakeVault").bytecode + abi_encode(["address"] * 2, [factory, token])
-        effect_id = f"{name}/vault/{token}"
-        vault = await _create(chain, identity, effect_id, data, vault_abi(), "StakeVault")
+        vault = await put(chain, identity, f"{name}/vault/{token}", data, "vault")
     if panels:
-        await _require(chain, panels, "PanelFactory")
+        await require_code(chain, panels, "PanelFactory")
     else:
         data = artifact("PanelFactory").bytecode + abi_encode(["address"], [factory])
-        effect_id = f"{name}/panels"
-        panels = await _create(chain, identity, effect_id, data, panels_abi(), "PanelFactory")
+        panels = await put(chain, identity, f"{name}/panels", data, "panels")
     return StakeDeployment(vault, panels)
-
-
-async def _create(
-    chain: EvmChain, identity: Identity, effect_id: str, data: bytes, abi: Abi, what: str
-) -> str:
-    """Put a contract there, unless it is, and return its address."""
-    if not await has_proxy(chain):
-        receipt = await chain.send(effect_id, identity, Request("", data, DEPLOY_GAS), abi)
-        await _require(chain, receipt.created, what)
-        return receipt.created
-    address = created_by_proxy(data)
-    if not await chain.code(address):
-        try:
-            request = Request(DEPLOYER_PROXY, SALT + data, DEPLOY_GAS)
-            await chain.send(effect_id, identity, request, abi)
-        except CallReverted:
-            # The proxy refuses what is there: somebody else was quicker with the same code.
-            if not await chain.code(address):
-                raise
-    await _require(chain, address, what)
-    return address
-
-
-async def _require(chain: EvmChain, address: str, what: str) -> None:
-    if not artifact(what).same_code(await chain.code(address)):
-        raise ConfigurationError(
-            f"at {address} on chain {chain.chain_id} is no {what} of this version"
-        )
