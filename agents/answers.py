@@ -7,15 +7,15 @@
             print(chunk.text, end="")
         print(buyer.spent, buyer.explain())
 
-Each prompt is answered by the engine of this machine if that has the model and a place, else it is
-bought on the network that runs here or that this machine joined.
+Each prompt is answered by the engine of this machine or bought on the network that runs here or
+that this machine joined, whichever is expected to cost less, time and failures counted. Within a
+firm nothing is paid at all.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, closing
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 import anyio
@@ -26,19 +26,14 @@ from coase.protocol.types import units_to_text
 
 from .agent import Agent
 from .checks import fault_in_time
+from .compute.calllog import CallLog
+from .compute.explain import told
 from .compute.gate import CONCURRENCY_DEFAULT, QUEUE_MAX_DEFAULT, Limits
-from .compute.market import Bought, BoughtChunk, MarketCompute
-from .compute.ports import (
-    Chunk,
-    Completion,
-    Compute,
-    ComputeBusy,
-    Message,
-    Prompt,
-    Unsupported,
-)
+from .compute.market import MarketCompute
+from .compute.ports import Compute, Message, Prompt, whole
 from .compute.router import RouterCompute
-from .config import load_network
+from .config import load_network, network_path
+from .firm import FirmFile
 from .forms import find_form
 from .node import CLOSE_WAIT_MAX_S, SETTLE_WAIT_MAX_S, open_node
 from .plans import AT_ONCE_DEFAULT, TRIES_DEFAULT, WITHIN_DEFAULT_S, Plan
@@ -63,7 +58,8 @@ if TYPE_CHECKING:
 
     from .agent import Purchase
     from .compute.find import Kind
-    from .compute.ports import Embeddings
+    from .compute.ports import Chunk, Completion, Embeddings
+    from .compute.routing import Wish
     from .config import Network
     from .node import Node
     from .plans import Progress, Worker
@@ -76,33 +72,14 @@ Result = TypeVar("Result", bound="BaseModel")
 Question: TypeAlias = "str | Prompt | Sequence[Message | Mapping[str, Any]]"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an answer came from and what it cost, in words if turned into text."""
-
-    made: str
-    """``local`` or ``bought``."""
-    by: str
-    """The engine here, or the seller that wrote last."""
-    deals: tuple[Bought, ...] = ()
-
-    def __str__(self) -> str:
-        if not self.deals:
-            return f"made here by {self.by}"
-        parts = [
-            f"from {deal.seller} for at most {deal.price}, paid {deal.paid} (deal {deal.deal})"
-            for deal in self.deals
-        ]
-        return f"bought {', then '.join(parts)}"
-
-
 class Buyer:
     """Asks for answers, work and vectors, and never spends more than its budget.
 
     The budget holds over all runs of a buyer of this name, since the journal remembers; without a
     ``budget`` nothing is ever bought. ``max_price`` is the most for one answer. With ``engine``
     None everything is bought; else it is an engine of the caller's, or the kind of one that is
-    looked for here. A ``node`` of the caller's takes the place of one that joins the network.
+    looked for here. ``wish`` says what else counts: models, sellers, regions, deadline, and who may
+    see a prompt. A ``node`` of the caller's takes the place of one that joins the network.
 
     :raises ConfigurationError: if name, budget or price cannot be used
     """
@@ -119,22 +96,23 @@ class Buyer:
         network: Network | None = None,
         state: Path | None = None,
         node: Node | None = None,
+        wish: Wish | None = None,
     ) -> None:
-        limit = Budget.of(budget)
-        self.max_price = max_price or limit.per_deal or limit.total or ""
-        if budget is not None and not self.max_price:
-            raise ConfigurationError("name the most for one answer: max_price, such as '0.01'")
-        if budget is None and engine is None:
-            raise ConfigurationError("without an engine and without a budget there are no answers")
-        self.agent = Agent(name, budget=limit)
         self._buys = budget is not None
+        limit = Budget.of(budget if self._buys else "0")
+        self.max_price = max_price or limit.per_deal or limit.total or ""
+        if not self.max_price:
+            raise ConfigurationError("name the most for one answer: max_price, such as '0.01'")
+        self.agent = Agent(name, budget=limit)
+        self._wish = wish
         self._engine, self._config = engine, (url, model)
         self._network, self._state, self._node = network, state, node
         self._local: Compute | None = None
         self._market: MarketCompute | None = None
         self._router: RouterCompute | None = None
+        self._calls: CallLog | None = None
         self._why = ""
-        self._origin: Origin | None = None
+        self._told: dict[str, Any] | None = None
         self._stack: AsyncExitStack | None = None
 
     # ---- Begin and end -------------------------------------------------------------------------
@@ -149,8 +127,14 @@ class Buyer:
             failure = await self._find_engine(stack)
             failure = await self._join(stack) or failure
             if self._local is None and self._market is None:
-                raise failure or ConfigurationError("there is neither an engine nor a network")
-            self._router = RouterCompute(local=self._local, market=self._market)
+                raise failure or ConfigurationError(
+                    "there are no answers without an engine, a budget or a firm"
+                )
+            self._router = RouterCompute(
+                local=self._local, market=self._market, wish=self._wish, calls=self._calls
+            )
+            if not isinstance(self._engine, Compute):
+                stack.push_async_callback(_close, self._router)  # Keeps what was learnt.
             self._stack = stack.pop_all()
         return self
 
@@ -166,7 +150,7 @@ class Buyer:
         if kind is None and self._node is None and self.agent.node is not None:
             with anyio.move_on_after(SETTLE_WAIT_MAX_S):  # What was bought is also to be settled.
                 await self.agent.node.at_rest()
-        self._local = self._market = self._router = None
+        self._local = self._market = self._router = self._calls = None
         await stack.__aexit__(kind, error, trace)
 
     async def _find_engine(self, stack: AsyncExitStack) -> Exception | None:
@@ -198,7 +182,8 @@ class Buyer:
 
         if not self._buys:
             self._why = "no budget was given"
-            return None
+            if not (self._node or (FirmFile().current() and network_path().exists())):
+                return None
         try:
             node = self._node or await self._open(stack)
         except (_NoNetwork, WorldError) as error:
@@ -209,6 +194,10 @@ class Buyer:
             return error
         if self.agent.node is None:
             await node.add(self.agent)
+        if not self._buys:
+            if node.firm.current() is not None:
+                self._market = MarketCompute(self.agent, max_price="0", settlements=("none",))
+            return None
         await ensure_funds(node.settlement, node.network, self.agent.address)
         if node.settlement.asset.money(self.max_price).units == 0:
             raise ConfigurationError("max_price is 0: name what an answer is worth to you")
@@ -222,70 +211,62 @@ class Buyer:
                 network = load_network()
             except ConfigurationError as error:
                 raise _NoNetwork(str(error)) from None
-        place = open_node(network=network, state=self._state, name=self.agent.name)
-        return await stack.enter_async_context(place)
+        opened = open_node(network=network, state=self._state, name=self.agent.name)
+        node = await stack.enter_async_context(opened)
+        if node.budgets.directory is not None:
+            self._calls = stack.enter_context(closing(CallLog(node.budgets.directory)))
+        return node
 
     # ---- Answers -------------------------------------------------------------------------------
 
     async def chat(
-        self, question: Question, *, system: str = "", **options: Any
+        self, question: Question, *, system: str = "", wish: Wish | None = None, **options: Any
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is written; what ``Prompt`` takes can be given by name.
+
+        ``wish`` narrows the buyer's own for this answer.
 
         :raises BudgetExhausted: if it had to be bought and no limit covers it
         :raises ComputeFailed: if nobody answers
         """
         prompt = _prompt(question, system, options)
-        deals: tuple[Bought, ...] = ()
-        async with aclosing(self._routed().stream(prompt)) as chunks:
+        async with aclosing(self._routed().stream(prompt, wish)) as chunks:
             async for chunk in chunks:
-                if isinstance(chunk, BoughtChunk):
-                    deals = chunk.bought
-                if chunk.done:
-                    self._origin = self._origin_of(deals)
+                if chunk.explanation is not None:
+                    self._told = chunk.explanation.shown()
                 yield chunk
 
-    async def complete(self, question: Question, *, system: str = "", **options: Any) -> Completion:
+    async def complete(
+        self, question: Question, *, system: str = "", wish: Wish | None = None, **options: Any
+    ) -> Completion:
         """Return the whole answer; raises what ``chat`` raises."""
-        prompt = _prompt(question, system, options)
-        deals: list[Bought] = []
-
-        def look(chunk: Chunk) -> None:
-            if isinstance(chunk, BoughtChunk):
-                deals[:] = chunk.bought
-
-        answer = await self._routed().complete(prompt, on_chunk=look)
-        self._origin = self._origin_of(tuple(deals))
-        return answer
+        answer = self.chat(question, system=system, wish=wish, **options)
+        return await whole(answer, name=self._routed().name)
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
         """Return a vector for each text; raises what ``chat`` raises.
 
         :raises Unsupported: if neither the engine here nor anybody in reach makes vectors
         """
-        self._routed()
-        if self._local is not None:
-            try:
-                return await self._local.embed(texts, model)
-            except (Unsupported, ComputeBusy):
-                if self._market is None:
-                    raise
-        assert self._market is not None
-        return await self._market.embed(texts, model)
+        return await self._routed().embed(texts, model)
 
-    def explain(self) -> Origin:
-        """Return where the last answer came from, and what it cost.
+    def explain(self, call: str = "") -> str:
+        """Return in words why the last answer came from where it came, and what it cost.
 
-        :raises ConfigurationError: if there was none yet
+        An id of an earlier call tells of that one, as ``coase explain`` does.
+
+        :raises ConfigurationError: if there was none
         """
-        if self._origin is None:
-            raise ConfigurationError("nothing was answered yet")
-        return self._origin
+        return "\n".join(told(self.explained(call)))
 
-    def _origin_of(self, deals: tuple[Bought, ...]) -> Origin:
-        if deals:
-            return Origin("bought", deals[-1].seller, deals)
-        return Origin("local", self._local.name if self._local is not None else "")
+    def explained(self, call: str = "") -> dict[str, Any]:
+        """Return the same as a JSON document."""
+        found = self._told
+        if call:
+            found = self._calls.find(call) if self._calls is not None else None
+        if found is None:
+            raise ConfigurationError(f"no call {call} is known" if call else "nothing was answered")
+        return found
 
     # ---- Work ----------------------------------------------------------------------------------
 
@@ -389,10 +370,15 @@ class Buyer:
 
     def _text_worker(self) -> Worker[Prompt, str]:
         self._routed()
+        if self._local is None and self._market is not None and not self._buys:
+            return EngineWorker(self._market)
         if self._local is None:
             return InferenceWorker(self.agent)
         here = EngineWorker(self._local, at_once=CONCURRENCY_DEFAULT)
-        return here if self._market is None else EitherWorker(here, InferenceWorker(self.agent))
+        if self._market is None:
+            return here
+        free = EngineWorker(self._market) if not self._buys else None
+        return EitherWorker(here, free or InferenceWorker(self.agent))
 
     # ---- Money ---------------------------------------------------------------------------------
 
@@ -437,7 +423,7 @@ class Buyer:
 
     def _require_market(self) -> None:
         self._routed()
-        if self._market is None:
+        if self._market is None or not self._buys:
             raise ConfigurationError(f"nothing can be bought: {self._why}")
 
 

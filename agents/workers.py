@@ -44,6 +44,8 @@ DELIVER_WITHIN_DEFAULT_S: Final = 120
 # What a market gives a seller of text before its tokens are counted.
 TEXT_WITHIN_S: Final = 60
 DECIDE_AFTER_MS: Final = 300
+# Within a firm nothing is paid; else in the escrow, where a deal goes on after a crash by itself.
+SETTLEMENTS: Final = ("none", "escrow")
 OPEN_STATES: Final = (AskState.ACCEPTING, AskState.BOUND)
 
 
@@ -136,7 +138,7 @@ class MarketWorker(Worker[T, R]):
     ) -> None:
         self.agent, self.capability, self._returns = agent, capability, returns
         self._look_s = look_s
-        self._wish = {"decide_after_ms": DECIDE_AFTER_MS, **wish}
+        self._wish = {"decide_after_ms": DECIDE_AFTER_MS, "settlements": SETTLEMENTS, **wish}
         self._known: frozenset[str] = frozenset()
         self._hands: Counter[str] = Counter()
 

@@ -529,26 +529,37 @@ class Compute(ABC):
 
         ``on_chunk`` is given each part as it comes.
         """
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[ToolCall] = []
-        logprobs: list[Logprob] = []
-        async with aclosing(self.stream(prompt)) as chunks:
-            async for chunk in chunks:
-                texts.append(chunk.text)
-                thoughts.append(chunk.thinking)
-                calls.extend(chunk.tool_calls)
-                logprobs.extend(chunk.logprobs)
-                on_chunk(chunk)
-                if chunk.done and chunk.usage is not None:
-                    return Completion(
-                        text="".join(texts),
-                        done_reason=chunk.done_reason,
-                        usage=chunk.usage,
-                        logprobs=tuple(logprobs),
-                        thinking="".join(thoughts),
-                        tool_calls=tuple(calls),
-                    )
-        raise failed(
-            f"{self.name} gave half an answer", why="its stream had no end", todo="Ask again"
-        )
+        return await whole(self.stream(prompt), name=self.name, on_chunk=on_chunk)
+
+
+async def whole(
+    stream: AsyncGenerator[Chunk, None],
+    *,
+    name: str,
+    on_chunk: Callable[[Chunk], object] = lambda chunk: None,
+) -> Completion:
+    """Return the answer that a stream of ``name`` gives, and close it.
+
+    :raises ComputeFailed: if the stream has no end
+    """
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    logprobs: list[Logprob] = []
+    async with aclosing(stream) as chunks:
+        async for chunk in chunks:
+            texts.append(chunk.text)
+            thoughts.append(chunk.thinking)
+            calls.extend(chunk.tool_calls)
+            logprobs.extend(chunk.logprobs)
+            on_chunk(chunk)
+            if chunk.done and chunk.usage is not None:
+                return Completion(
+                    text="".join(texts),
+                    done_reason=chunk.done_reason,
+                    usage=chunk.usage,
+                    logprobs=tuple(logprobs),
+                    thinking="".join(thoughts),
+                    tool_calls=tuple(calls),
+                )
+    raise failed(f"{name} gave half an answer", why="its stream had no end", todo="Ask again")

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from coase.agents import Agent, BudgetExhausted, Buyer, Price
+from coase.agents import Agent, Budget, BudgetExhausted, Buyer, Price
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.gate import Limits
 from coase.agents.compute.ports import Message, Prompt
+from coase.agents.compute.routing import Wish
+from coase.agents.compute.ways import Place
 from coase.agents.config import NatsAddress, Network
+from coase.agents.firm import Colleagues, FirmFile, new_firm
 from coase.agents.inference import inference_agent
 from coase.agents.wares import Summarise, Summary
 from coase.protocol.errors import ComputeFailed, ConfigurationError, TransportUnavailable
@@ -33,10 +36,10 @@ async def place(tmp_path: Path) -> AsyncIterator[Market]:
         yield running
 
 
-async def shop(place: Market, **options: Any) -> Buyer:
+async def shop(place: Market, *, seller: str = "oracle", **options: Any) -> Buyer:
     """Return a buyer of a market with a seller of inference, and with money."""
-    seller = inference_agent(
-        "oracle",
+    oracle = inference_agent(
+        seller,
         price=Price.per_task("0.01"),
         compute=EchoCompute(),
         strategy="fixed",
@@ -44,7 +47,7 @@ async def shop(place: Market, **options: Any) -> Buyer:
     )
     wanted: dict[str, Any] = {"budget": "0.05", "max_price": "0.02", "node": place.node}
     buyer = Buyer(**wanted | options)
-    await place.join(seller, buyer.agent)
+    await place.join(oracle, buyer.agent)
     return buyer
 
 
@@ -55,7 +58,7 @@ async def text_of(buyer: Buyer, question: Any, **options: Any) -> str:
 async def test_without_a_budget_the_engine_here_answers_and_nothing_is_bought() -> None:
     async with Buyer(engine=EchoCompute()) as buyer:
         assert await text_of(buyer, WORDS) == WORDS
-        assert str(buyer.explain()).startswith("made here by")
+        assert "1. the engine here with echo: answered" in buyer.explain()
         assert (buyer.spent_units, buyer.spent, buyer.left) == (0, "0", "0")
         with pytest.raises(ConfigurationError, match="no budget"):
             await buyer.hire("summarise", Summarise(text="x"), returns=Summary)
@@ -81,9 +84,9 @@ async def test_answers_are_bought_until_the_budget_is_spent_and_not_a_unit_furth
         with pytest.raises(ConfigurationError, match="nothing was answered"):
             buyer.explain()
         assert await text_of(buyer, WORDS) == WORDS
-        origin = buyer.explain()
-        assert (origin.made, len(origin.deals)) == ("bought", 1)
-        assert "bought from 0x" in str(origin)
+        attempts = buyer.explained()["attempts"]
+        assert [(each["place"], each["outcome"]) for each in attempts] == [("market", "answered")]
+        assert "it cost 0.01 COASE" in buyer.explain()
         await place.rest()  # Until then the bond of a dispute counts, too.
         assert (buyer.spent_units, buyer.spent) == (10_000, "0.01 COASE")
         assert (await buyer.complete(WORDS)).text == WORDS
@@ -101,7 +104,7 @@ async def test_what_the_engine_here_has_no_place_for_is_bought(place: Market) ->
             group.start_soon(full.complete, Prompt.ask(WORDS))
             await anyio.wait_all_tasks_blocked()
             assert await text_of(buyer, WORDS) == WORDS
-            assert buyer.explain().made == "bought"
+            assert buyer.explained()["attempts"][-1]["place"] == "market"
             group.cancel_scope.cancel()
 
 
@@ -161,12 +164,43 @@ async def test_vectors_come_from_who_makes_them() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ConfigurationError, match="without an engine and without a budget"):
-        Buyer(engine=None)
+    with pytest.raises(ConfigurationError, match="max_price"):
+        Buyer(budget=Budget(per_hour="1"))
     with pytest.raises(ConfigurationError, match="plain decimal"):
         Buyer(budget="much")
     with pytest.raises(ConfigurationError, match="no name"):
         Buyer("no name", budget="1")
+
+
+async def test_without_engine_budget_and_firm_there_are_no_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COASE_HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="without an engine, a budget or a firm"):
+        await Buyer(engine=None).__aenter__()
+
+
+async def test_within_a_firm_answers_and_plans_cost_nothing(place: Market, tmp_path: Path) -> None:
+    place.node.firm = FirmFile(tmp_path / "firm.json")
+    place.node.colleagues = Colleagues(place.node.firm)
+    place.node.firm.write(new_firm("office"))
+    async with await shop(place, engine=None, budget=None, max_price="") as buyer:
+        assert await text_of(buyer, WORDS) == WORDS
+        assert buyer.explained()["attempts"][-1]["place"] == "firm"
+        assert (await buyer.plan().map([Prompt.ask("said")])).results == ["said"]
+        assert buyer.spent_units == 0
+    async with await shop(place, name="rich", engine=None, seller="second") as buyer:
+        plan = buyer.plan(max_price="0.01")
+        assert (await plan.map([Prompt.ask("said")])).results == ["said"]
+        assert plan.spent_units == 0
+
+
+async def test_a_wish_keeps_a_prompt_where_it_may_be_seen(place: Market) -> None:
+    here = Wish(reach=Place.HERE)
+    async with await shop(place, engine=None) as buyer:
+        with pytest.raises(ComputeFailed, match="nobody may answer this"):
+            await buyer.complete(WORDS, wish=here)
+        assert buyer.spent_units == 0
 
 
 async def test_an_agent_of_the_same_name_is_the_same_buyer(place: Market) -> None:
