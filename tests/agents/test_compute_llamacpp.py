@@ -84,6 +84,7 @@ async def test_an_answer_that_was_begun_goes_on(compute: LlamaCppCompute) -> Non
     assert completion.text.strip().startswith("5")
 
 
+@pytest.mark.slow
 async def test_a_model_that_was_shown_how_may_call_a_tool_of_its_own_accord(
     compute: LlamaCppCompute,
 ) -> None:

@@ -67,15 +67,6 @@ WEATHER = Tool(
         "$defs": {"Town": {"enum": ["Paris", "Ulm"]}},
     },
 )
-ADD = Tool(
-    name="add",
-    description="The sum of two numbers",
-    parameters={
-        "type": "object",
-        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-        "required": ["a", "b"],
-    },
-)
 # One grey point.
 PICTURE = Image(
     bytes.fromhex(
@@ -192,19 +183,15 @@ class ComputeSuite:
     async def test_a_tool_that_has_to_be_called_is_called(self, compute: Compute) -> None:
         prompt = Prompt.ask(
             "What is the weather in Paris?",
-            tools=(WEATHER, ADD),
+            tools=(WEATHER,),
             tool_choice="required",
-            max_tokens=100,
+            max_tokens=60,
         )
         async with aclosing(compute.stream(prompt)) as stream:
             chunks = [chunk async for chunk in stream]
         (call,) = [call for chunk in chunks for call in chunk.tool_calls]
-        assert call.name in ("get_weather", "add")
-        expected = {"get_weather": {"town"}, "add": {"a", "b"}}
-        arguments = call.read()
-        assert arguments is not None
-        assert set(arguments) == expected[call.name]
-        assert arguments.get("town") in ("Paris", "Ulm", None)
+        assert call.name == "get_weather"
+        assert call.read() in ({"town": "Paris"}, {"town": "Ulm"})
         assert not "".join(chunk.text for chunk in chunks).strip()
         assert chunks[-1].done_reason == "tool_calls"
         usage = chunks[-1].usage
