@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from coase.protocol.errors import ComputeFailed
 
 CONNECT_MAX_S: Final = 5
+KEPT_MAX: Final = 64  # Open connections to one server; who asks next finds one of them.
+END_MAX_S: Final = 0.1  # After the last word there is nothing but the end of the stream.
 ASK_MAX_S: Final = 10  # For questions that run no model.
 # One token with its top log-probabilities is a few KiB. A server that sends more in one line
 # is broken or hostile.
@@ -83,7 +86,7 @@ class OpenAICompute(Compute):
         # Silence is timed by the gate, which knows the first token from the next.
         self._client = client or httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_MAX),
         )
 
     @property
@@ -195,7 +198,8 @@ class OpenAICompute(Compute):
             yield tally.last(duration_ms=(monotonic_ns() - begun) // 1_000_000)
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
-        async for line in _lines(response.aiter_bytes()):
+        lines = _lines(response.aiter_bytes())
+        async for line in lines:
             if line is None:
                 raise self._nonsense(f"a line of over {LINE_MAX_BYTES} bytes")
             field, _, data = line.partition(b":")
@@ -204,6 +208,11 @@ class OpenAICompute(Compute):
                     continue  # Blank lines, comments (keep-alives) and other fields of SSE.
                 raise self._nonsense(line.decode("utf-8", "replace"))
             if data.strip() == b"[DONE]":
+                # Only a connection that was read to its end serves the next request too.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(END_MAX_S):
+                        async for _ in lines:
+                            pass
                 return
             try:
                 yield read_json(data)

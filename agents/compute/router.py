@@ -11,6 +11,7 @@ What is learnt on the way, and why each call went where it went, lies in a ``Cal
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 ANY_MODEL = ("", "auto")
 _LATEST = ":latest"
 LOCAL_AGE_MAX_S: Final = 2.0  # What models are here is asked for again after that.
+LOCAL_STALE_MAX_S: Final = 60.0  # Older than that nobody goes by it.
 LOAD_GUESS_US: Final = 5_000_000  # A model that lies on the disk yet.
 LOCAL_SLOTS: Final = 4
 OUTPUT_GUESS_TOKENS: Final = 200
@@ -106,6 +108,8 @@ class RouterCompute(Compute):
         self._local_slots = local_slots
         self._local: list[ModelInfo] = []
         self._local_s: float | None = None
+        self._looking: asyncio.Task[None] | None = None
+        """Held here, and ended with ``close``."""
         self._outputs: dict[str, int] = {}
         self._saved_s = time.monotonic()
         if calls is not None:
@@ -208,6 +212,9 @@ class RouterCompute(Compute):
 
     async def close(self) -> None:
         """Keep what was learnt and close both."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait((self._looking,))
         self._save()
         for compute in (self.local, self.market):
             if compute is not None:
@@ -312,13 +319,21 @@ class RouterCompute(Compute):
         if self.local is None:
             self.book.drop(HERE)  # Of an earlier life that had an engine.
             return
-        if self._local_s is not None and now_s - self._local_s < LOCAL_AGE_MAX_S:
+        age_s = now_s - self._local_s if self._local_s is not None else None
+        if age_s is not None and age_s < LOCAL_STALE_MAX_S and self._local:
+            # Nobody waits for what is nearly sure; an engine that has gone fails, and that is seen.
+            if age_s > LOCAL_AGE_MAX_S and (self._looking is None or self._looking.done()):
+                self._looking = asyncio.create_task(self._ask_here(now_s))
             return
+        await self._ask_here(now_s)
+
+    async def _ask_here(self, now_s: float) -> None:
+        assert self.local is not None
         try:
             self._local = await self.local.models()
         except WorldError as error:
             log.warning("no models of %s: %s", self.local.name, error)
-            self._local = []
+            self._local, self._local_s = [], None
             self.book.drop(HERE)
             if self.market is None:
                 raise

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MODEL = "fixed"
 FIRST_MS = 5
-GAP_MS = 10.0
 
 
 def _event(delta: dict[str, Any], **more: Any) -> bytes:
@@ -59,15 +58,21 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 
 
-def main() -> None:
-    """Serve until killed."""
+def application(*, gap_ms: float) -> Starlette:
+    """Return the engine, which writes a token every so many milliseconds."""
     app = Starlette(
         routes=[
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
         ]
     )
-    app.state.gap_s = float(sys.argv[1]) / 1_000
+    app.state.gap_s = gap_ms / 1_000
+    return app
+
+
+def main() -> None:
+    """Serve until killed."""
+    app = application(gap_ms=float(sys.argv[1]))
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)

@@ -141,8 +141,8 @@ def memory_mb(pid: int) -> float:
 def gateway_on(engine: str) -> Iterator[tuple[int, str, float]]:
     """Run a gateway on an engine behind OpenAI's API; yield pid, address and seconds to start."""
     coase = str(Path(sys.executable).with_name("coase"))
-    command = (coase, "gateway", "--port", "0", "--at-once", str(max(CALLERS)))
-    command += ("--engine", "openai", "--url", f"{engine}/v1")
+    command = [coase, "gateway", "--port", "0", "--at-once", str(max(CALLERS))]
+    command += ["--engine", "openai", "--url", f"{engine}/v1"]
     with tempfile.TemporaryDirectory(prefix="coase-bench-") as home:
         began = time.perf_counter()
         with process(*command, "--json", home=home) as (ran, line):
