@@ -153,7 +153,7 @@ class Agent:
             )
         self.name, self.budget, self.by_rounds = name, Budget.of(budget), by_rounds
         self.stake = stake
-        """What it keeps in the vault as a seller, for its deals to reserve; a decimal."""
+        """What it keeps in the vault as a seller, for its deals to reserve; 0 takes all back."""
         self.under = under.name if isinstance(under, Agent) else under
         self.profile = profile or Profile()
         self.offerings: dict[str, Offering] = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from coase.escrow.stake import Allow, Deposit
+from coase.escrow.stake import Allow, Deposit, Release, Unbond
 from coase.protocol.errors import CallReverted, ChainUnavailable
 
 from .steps import Step
@@ -36,9 +36,11 @@ class Guarantor:
         self._not_before_s: dict[bytes, int] = {}
 
     async def put_up(self, seat: Seat, units: int) -> None:
-        """Have at least ``units`` of an agent in the vault, for deals of this escrow.
+        """Have ``units`` of an agent in the vault, for deals of this escrow to reserve.
 
-        Safe to repeat, also after a crash: what is there already is not put up again.
+        What is there beyond them begins to leave, as far as no deal holds it, and is paid back
+        after the vault's own delay. Safe to repeat, also after a crash: what is there already is
+        not put up again.
 
         :raises CallReverted: if the agent has not so much, or the token refuses
         :raises ChainUnavailable: if it cannot be told whether it went through; repeat it
@@ -46,12 +48,15 @@ class Guarantor:
         me = seat.desk.me
         held = await self.stake.stake(me)
         allowance = await self.stake.allowance(me)
-        if held.bonded_units < units:
-            more = units - held.bonded_units
-            effect_id = f"stake:{me}:{held.bonded_units}+{more}:{held.unbonding_units}"
-            await self.stake.perform(effect_id, Deposit(more), seat.identity)
-        if allowance.max_units < units:
-            effect_id = f"stake:{me}:allow:{allowance.max_units}>{units}"
+        there = held.free_units + held.reserved_units
+        where = f"stake:{me}:{held.bonded_units}:{held.unbonding_units}:{held.unbond_at_s}"
+        if there < units:
+            more = units - there
+            await self.stake.perform(f"{where}:+{more}", Deposit(more), seat.identity)
+        elif less := min(there - units, held.free_units):
+            await self.stake.perform(f"{where}:-{less}", Unbond(less), seat.identity)
+        if allowance.max_units != units:
+            effect_id = f"stake:{me}:allow:{allowance.max_units}>{units}:{there}"
             await self.stake.perform(effect_id, Allow(seat.desk.asset.token, units), seat.identity)
         await self.look(seat)
 
@@ -62,6 +67,9 @@ class Guarantor:
         """
         held = await self.stake.stake(seat.desk.me)
         allowance = await self.stake.allowance(seat.desk.me)
+        if held.unbonding_units and seat.desk.head.time_s >= held.unbond_at_s:
+            effect_id = f"stake:{seat.desk.me}:release:{held.unbond_at_s}:{held.unbonding_units}"
+            await self.stake.perform(effect_id, Release(), seat.identity)
         room = min(held.free_units, allowance.max_units - allowance.reserved_units)
         seat.desk.stake_free_units = max(0, room)
 

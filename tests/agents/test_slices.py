@@ -138,6 +138,21 @@ async def test_who_has_not_enough_at_stake_makes_no_offer(tmp_path: Path) -> Non
         await place.place.rest()
 
 
+async def test_what_is_not_staked_any_more_comes_back_after_its_delay(tmp_path: Path) -> None:
+    async with staked(tmp_path) as place:
+        seller = scribe()
+        await place.place.join(seller)
+        await put_up(place, seller)
+        await put_up(place, seller)  # Nothing is put up twice.
+        assert place.vault.stake(seller.address).free_units == STAKE
+        assert seller.seat is not None
+        await place.guarantor.put_up(seller.seat, 0)
+        left = place.vault.stake(seller.address)
+        assert (left.free_units, left.unbonding_units) == (0, STAKE)
+        assert seller.seat.desk.stake_free_units == 0
+        assert left.unbond_at_s - place.place.node.runtime.head.time_s > 6 * 24 * 3600
+
+
 async def test_a_stake_is_asked_for_where_there_is_a_vault(tmp_path: Path) -> None:
     async with market(tmp_path) as place:
         buyer = Agent("buyer")

@@ -53,6 +53,9 @@ def sell(
     name: Annotated[
         str, typer.Option(help="Of the selling agent; a key belongs to it.")
     ] = "oracle",
+    stake: Annotated[
+        str, typer.Option(help="What it keeps in the vault, to lose if it fails; 0 takes all back.")
+    ] = "",
     state: Annotated[
         Path | None, typer.Option(help="Directory for key and journal; the user's own without.")
     ] = None,
@@ -84,6 +87,7 @@ def sell(
         compute = await find_compute(config, say=say)
         try:
             agent, stock = await _agent(compute, name, price, strategy, capacity)
+            agent.stake = stake
             await _run(agent, stock, compute, place, as_json=json_)
         finally:
             import anyio
