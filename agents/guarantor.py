@@ -79,7 +79,7 @@ class Guarantor:
             await anyio.sleep(LOOK_S)
             try:
                 for seat in list(self.runtime.seats.values()):
-                    if units := self.wanted.get(seat.desk.me, 0):
+                    if (units := self.wanted.get(seat.desk.me)) is not None:
                         await self.put_up(seat, units)
                         del self.wanted[seat.desk.me]
                     if seat.desk.stake_free_units is not None:
