@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,6 +16,7 @@ import pytest
 from tests.tools.commands import Home, eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(300)
@@ -70,3 +75,64 @@ def test_a_killed_gateway_knows_afterwards_what_each_key_spent(tmp_path: Path) -
         assert told["spent"] == used["paid"]
         assert told["promised"] == "0"
         assert told["limits"]["total"]["limit"] == "0.5"
+
+
+class _NoModels(BaseHTTPRequestHandler):
+    """An Ollama that was installed and has pulled nothing."""
+
+    def do_GET(self) -> None:
+        """Answer what clients ask first."""
+        told = {"/api/version": {"version": "0.12.0"}}.get(self.path, {"models": []})
+        body = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def ollama_without_models() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _NoModels)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_what_an_ollama_has_is_sold_and_else_what_is_embedded(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    buying = ("gateway", "--no-local", "--max-price", "0.05", "--budget", "1", "--port", "0")
+    with (
+        home.running("up", "--json") as up,
+        # Its API is Ollama's, so that it is one for who sells.
+        home.running("gateway", "--engine", "echo", "--port", "0", "--json") as front,
+    ):
+        up.ready()
+        home.environment["OLLAMA_HOST"] = url = front.ready()["url"]
+        with home.running("sell", "--json") as sell, home.running(*buying, "--json") as gateway:
+            ready = sell.ready()
+            assert (ready["engine"], ready["models"]) == (f"Ollama at {url}", ["echo"])
+            body = {"model": "echo", "prompt": "one two", "stream": False}
+            asked = f"{gateway.ready()['url']}/api/generate"
+            answer = httpx.post(asked, json=body, timeout=100).json()
+            assert sorted(answer["response"].split()) == ["one", "two"]
+            assert answer["coase"]["seller"] == ready["address"]
+            assert sell.process.stdout is not None
+            deal = json.loads(sell.process.stdout.readline())
+            assert deal["state"] == "settled"
+            assert int(deal["earned_units"]) > 0
+        with ollama_without_models() as url:
+            home.environment["OLLAMA_HOST"] = url
+            with home.running("sell", "--json") as sell:
+                ready = sell.ready()
+                assert ready["engine"].startswith("the embedded engine")
+                assert int(ready["earned_before_units"]) == int(deal["earned_units"])
+                assert f"the Ollama at {url} has no model" in sell.said().replace("\n", " ")
