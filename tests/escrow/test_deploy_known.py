@@ -147,5 +147,6 @@ async def test_without_the_deployer_registries_follow_from_the_key(
         # The same store: what was cut short goes on, and what is done is done.
         assert await deploy_known(chain, MAKER, ALL) == places
         assert sent_by(node, MAKER) == 2
-        given = Wanted(**{name: places[name] for name in REGISTRY_PIECES})
+        identity, reputation = (places[name] for name in REGISTRY_PIECES)
+        given = Wanted(identity_registry=identity, reputation_registry=reputation)
         assert [piece.address for piece in await plan_known(chain, given)] == list(places.values())

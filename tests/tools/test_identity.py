@@ -185,8 +185,8 @@ def test_a_reputation_is_told_entry_by_entry(
     assert set(_WHY) == set(Flaw)
     # What strangers write commands no terminal, and takes no more than its line.
     spoken = replace(entry, tag2="[red]\x1b[2J\u202e" + "x" * 500)
-    words = (Word(spoken, replace(counted, entry=spoken), None, 14_000),)
-    _show(_document(user.market.network, replace(repute, words=words), set()))
+    word = Word(spoken, replace(counted, entry=spoken), None, 14_000)
+    _show(_document(user.market.network, replace(repute, words=(word,)), set()))
     record = AgentRecord(3, STRANGER.address, STRANGER.address, data_uri(SLY))
     _tell(told_of(registry_domain(31337, "0x" + "01" * 20), record), as_json=False)
     printed = capsys.readouterr().out
