@@ -22,6 +22,7 @@ from coase.agents.compute.find import Kind
 from coase.agents.config import NatsAddress, Network
 from coase.protocol.states import SILENCE
 from coase.tools.cli import app as cli
+from coase.tools.gateway.wishes import WISHES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +129,10 @@ def test_the_fields_are_those_of_a_network_file() -> None:
 
 def test_the_engines_are_those_that_can_be_chosen() -> None:
     assert words([row[0] for row in rows("agents/compute/find.py")]) == set(get_args(Kind))
+
+
+def test_the_wishes_are_those_that_a_request_may_have() -> None:
+    assert words([row[0] for row in rows("tools/gateway/wishes.py")]) == set(WISHES)
 
 
 def test_the_map_has_every_folder() -> None:

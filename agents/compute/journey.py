@@ -261,8 +261,11 @@ class Journey:
         market, wish = self._means.market, self._wish
         assert market is not None
         units = [each for each in (wish.most_units, leg.most_units) if each is not None]
+        asked = tuple(seller for seller in leg.asked if seller not in self._tried)
+        if market.firm and leg.anybody and not market.scout.all_offered():
+            asked = ()  # Who would do it for nothing has not said so yet.
         pick = Pick(
-            asked=tuple(seller for seller in leg.asked if seller not in self._tried),
+            asked=asked,
             allowed=None if leg.anybody else frozenset(leg.sellers),
             banned=wish.banned | self._tried,
             most_units=min(units, default=None),

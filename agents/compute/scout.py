@@ -11,8 +11,10 @@ import logging
 import re
 import time
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
+from coase.agents.inference import info_of
 from coase.protocol.errors import ConfigurationError, WorldError
 from coase.protocol.states import Role
 
@@ -20,7 +22,7 @@ from .ports import ModelInfo, failed
 from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from coase.agents.agent import Agent
     from coase.agents.steps import Notice
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WARE: Final = "inference"
+EMBEDDING: Final = "embedding"
 FREE: Final = "none"
 """How what is done within a firm is paid."""
 _FREE: Final[dict[str, Any]] = {
@@ -55,6 +58,28 @@ _PER_MILLION: Final = re.compile(
 )
 
 
+def told_of(descriptions: Sequence[Description]) -> dict[str, ModelInfo]:
+    """Return what sellers say of the models that they sell, by name.
+
+    What one of several says that a model can, it can, since that one may be asked.
+    """
+    found: dict[str, ModelInfo] = {}
+    for description in descriptions:
+        embeds = description.capability.startswith(f"{EMBEDDING}-")
+        if not embeds and not description.capability.startswith(f"{WARE}-"):
+            continue
+        for name, traits in zip_longest(description.models, description.traits, fillvalue=""):
+            if not name:
+                continue
+            info = info_of(name, traits or (EMBEDDING if embeds else ""))
+            known = found.get(name)
+            if known is not None:
+                more = tuple(what for what in info.capabilities if what not in known.capabilities)
+                info = replace(known, capabilities=(*known.capabilities, *more))
+            found[name] = info
+    return found
+
+
 class Scout:
     """Keeps the part of a route book that is about the market."""
 
@@ -69,6 +94,10 @@ class Scout:
         self._most_units = most_units
         self._firm: set[AgentId] = set()
         """Sellers whose last offer was one of our own firm's."""
+        self._offers: set[AgentId] = set()
+        """Sellers that made an offer since we listen."""
+        self._told: dict[str, ModelInfo] = {}
+        """What sellers say of their models, those too that only make embeddings."""
         self._heard_s: float | None = None
         self._asking: asyncio.Task[None] | None = None
         self._listens = False
@@ -78,6 +107,11 @@ class Scout:
         node = self.agent.node
         ours = seller in self._firm or (node is not None and seller in node.colleagues)
         return Place.FIRM if ours else Place.MARKET
+
+    def all_offered(self) -> bool:
+        """Return whether every known seller made an offer: only that tells who is of the firm."""
+        known = {way.listing.seller for way in self.book if way.listing.place is not Place.HERE}
+        return known <= self._offers
 
     def names(self) -> list[str]:
         """Return the models that somebody sold when he was heard last, by name; asks nobody."""
@@ -90,7 +124,8 @@ class Scout:
         :raises ComputeFailed: if the agent has no place in a node
         """
         await self.look(MODELS_AGE_MAX_S)
-        return [ModelInfo(name=name) for name in self.names()]
+        names = dict.fromkeys((*self.names(), *sorted(self._told)))
+        return [self._told.get(name, ModelInfo(name=name)) for name in names]
 
     async def look(self, age_max_s: float = MODELS_STALE_MAX_S, *, wait: bool = True) -> None:
         """Return once the book is no older than that; what is older is asked for meanwhile.
@@ -125,13 +160,19 @@ class Scout:
         node = self.agent.node
         assert node is not None
         try:
-            found = await node.discover(self.agent, WARE)
+            answers = await asyncio.gather(
+                *(node.discover(self.agent, ware) for ware in (WARE, EMBEDDING))
+            )
         except WorldError as error:  # The next one to look asks again.
             log.warning("sellers could not be asked: %s", error)
             return
         now_ms, asset = _now_ms(), node.settlement.asset
-        for seller, description in found:
-            self._described(seller, description, asset, now_ms)
+        # Each hears what the other asked for as well.
+        found = {(who, what.capability): what for answer in answers for who, what in answer}
+        self._told = told_of(list(found.values()))
+        for (seller, _), description in found.items():
+            if description.capability.startswith(f"{WARE}-"):
+                self._described(seller, description, asset, now_ms)
         self._heard_s = time.monotonic()
 
     def _described(
@@ -181,6 +222,7 @@ class Scout:
         free = work.settlement == FREE
         if free and self._refused(thread.deal):
             return  # Whoever offers to work for nothing, and is not of the firm.
+        self._offers.add(seller)
         if free != (seller in self._firm) and FREE in request.settlements:
             (self._firm.add if free else self._firm.discard)(seller)
         rates: dict[str, Any] = _FREE

@@ -22,7 +22,7 @@ NAMES_MAX: Final = 64
 NAME_MAX_CHARS: Final = 200
 DEADLINE_MAX_S: Final = 24 * 3600
 _LISTS: Final = ("models", "sellers", "ban", "regions", "quantisations")
-_FIELDS: Final = (*_LISTS, "data", "max_price", "second", "deadline_s")
+WISHES: Final = (*_LISTS, "data", "max_price", "second", "deadline_s")
 _PLACES: Final = {place.name.lower(): place for place in Place}
 
 
@@ -63,7 +63,7 @@ def wish_of(
 
 def _said(body: Mapping[str, Any], headers: Mapping[str, str]) -> Mapping[str, Any]:
     said: dict[str, Any] = {}
-    for name in _FIELDS:
+    for name in WISHES:
         text = headers.get("x-coase-" + name.replace("_", "-"))
         if text is not None:
             said[name] = text.split(",") if name in _LISTS else text
@@ -75,9 +75,9 @@ def _said(body: Mapping[str, Any], headers: Mapping[str, str]) -> Mapping[str, A
         return said
     if not isinstance(held, dict):
         raise BadWish("coase", "it must be an object")
-    unknown = [name for name in held if name not in _FIELDS]
+    unknown = [name for name in held if name not in WISHES]
     if unknown:
-        raise BadWish(f"coase.{unknown[0]}", f"there is only {', '.join(_FIELDS)}")
+        raise BadWish(f"coase.{unknown[0]}", f"there is only {', '.join(WISHES)}")
     return said | held
 
 
