@@ -16,7 +16,7 @@ import struct
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from coase.protocol.errors import ComputeFailed
 
@@ -27,8 +27,10 @@ from .compute.ports import (
     DIMENSIONS_MAX,
     SAMPLING_PERMILLE,
     TOOL_NAME_MAX_CHARS,
+    Capability,
     Image,
     Message,
+    ModelInfo,
     Prompt,
     PromptRefused,
     Tool,
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
     from coase.protocol.messages import Request
 
     from .bargain import Style
-    from .compute.ports import Capability, Compute, ModelInfo, Thinking, Usage
     from .compute.ports import Completion as Written
+    from .compute.ports import Compute, Thinking, Usage
     from .seller import Quote, Windows
 
 SEED_SPACE: Final = 2**31
@@ -74,6 +76,7 @@ _NEEDS: Final[dict[str, Capability]] = {
     "images": "vision",
     "thinks": "thinking",
 }
+TRAIT_MAX_CHARS: Final = 32
 LONGEST: Final = "longest"
 """In the features of texts to embed: how many bytes the longest of them has."""
 
@@ -234,6 +237,11 @@ class InferenceBargain(SellerBargain):
             return None
         quote = super().quote(request, buyer, load=load, now_ms=now_ms)
         return None if quote is None else replace(quote, model=model)
+
+    def traits(self, model: str) -> str:
+        """Return what a model is and can, for those who ask what is sold."""
+        info = next((info for info in self._stock.models if info.name == model), None)
+        return traits_of(info) if info is not None else ""
 
     def _asked(self, request: Request, load: int) -> Tariff:
         return self._price.asked(
@@ -455,6 +463,41 @@ def features_of(task: Inference) -> dict[str, int]:
         "thinks": int(task.thinking not in ("", "off")),
     }
     return {name: count for name, count in found.items() if count}
+
+
+def traits_of(info: ModelInfo) -> str:
+    """Return what a model is and can as the words of a description."""
+    told: dict[str, int | str] = {
+        "context": info.context_tokens,
+        "parameters": info.parameter_count,
+        "family": info.family,
+        "quantisation": info.quantisation,
+    }
+    words = [f"{name}:{value}" for name, value in told.items() if value]
+    return " ".join([*info.capabilities, *(word for word in words if " " not in word)])
+
+
+def info_of(name: str, traits: str) -> ModelInfo:
+    """Return the model that a seller describes so; what cannot be read is as if it were not said.
+
+    Who says nothing of it sells what everybody sells.
+    """
+    words = traits.split()
+    told = dict(word.split(":", 1) for word in words if ":" in word)
+    able = tuple(what for what in get_args(Capability) if what in words)
+
+    def number(key: str) -> int:
+        text = told.get(key, "")
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+
+    return ModelInfo(
+        name=name,
+        capabilities=able or ("completion",),
+        context_tokens=number("context"),
+        parameter_count=number("parameters"),
+        family=told.get("family", "")[:TRAIT_MAX_CHARS],
+        quantisation=told.get("quantisation", "")[:TRAIT_MAX_CHARS],
+    )
 
 
 def packed(vector: tuple[float, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from coase.negotiation.pricing import TOKENS_PER_PRICE
 from coase.protocol.errors import ConfigurationError, LocalProtocolError
@@ -70,6 +70,14 @@ class SellerStrategy(Protocol):
 
         A quote equal to the counter-offer says yes to it.
         """
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A strategy that knows what its models are."""
+
+    def traits(self, model: str) -> str:
+        """Return what a model is and can, in the words of a description."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +353,12 @@ class SellerDesk:
     def describe(self, name: str, question: str) -> list[Description]:
         """Return what is sold under ``name``; everything for an empty name."""
         firm = self.firm()
+
+        def traits(ware: Ware) -> list[str]:
+            if not isinstance(ware.strategy, Telling):
+                return []
+            return [ware.strategy.traits(model)[:200] for model in ware.models[:MODELS_MAX]]
+
         return [
             Description(
                 agent=self.agent[:128],
@@ -354,6 +368,7 @@ class SellerDesk:
                 price=ware.price_text[:200],
                 about=ware.about[:200],
                 models=[name[:128] for name in ware.models[:MODELS_MAX]],
+                traits=traits(ware),
                 key=self.inbox_key,
                 firm=firm.proof("seller", question, self.desk.me) if firm is not None else "",
             )

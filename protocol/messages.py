@@ -431,6 +431,8 @@ class Description(Wire):
     price: ShortText
     about: ShortText
     models: Annotated[list[NameText], Field(max_length=MODELS_MAX)]
+    traits: Annotated[list[ShortText], Field(max_length=MODELS_MAX)]
+    """What each of the models is and can, in their order; nothing where that is not told."""
     key: KeyText
     firm: ProofText
     """What proves to those of the seller's firm that it is one of them; nothing without one."""

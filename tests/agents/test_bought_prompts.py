@@ -12,11 +12,13 @@ from coase.agents import Agent, BudgetExhausted, Job, Price
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import MarketCompute, Seam
 from coase.agents.compute.ports import Image, Message, ModelInfo, Prompt, Tool, ToolCall
+from coase.agents.compute.scout import told_of
 from coase.agents.inference import Stock, inference_agent, packed
 from coase.agents.seller import Windows
 from coase.agents.transcript import MARK
 from coase.agents.wares import Completion, Embedding, Inference, Vectors
 from coase.protocol.errors import ComputeFailed
+from coase.protocol.messages import Description
 from tests.agents.market import Market, market
 
 if TYPE_CHECKING:
@@ -140,6 +142,68 @@ async def test_texts_have_the_context_each_for_itself(place: Market) -> None:
     impatient = MarketCompute(buyer, max_price="0.05", reply_within_ms=200)
     with pytest.raises(ComputeFailed, match="could not be bought"):
         await impatient.embed(["word " * 80, "word"])
+
+
+async def test_models_are_listed_as_their_sellers_describe_them(place: Market) -> None:
+    (info,) = await EchoCompute().models()
+    told = replace(info, digest="", loaded=None, parameter_count=7, quantisation="Q4_1")
+    writer = replace(told, name="writer", capabilities=("completion", "tools"), family="llama")
+    maker = replace(told, name="maker", capabilities=("embedding",))
+    seller = inference_agent(
+        "seller",
+        price=Price.per_task("0.01"),
+        compute=EchoCompute(),
+        stock=Stock([writer, maker]),
+        windows=PATIENT,
+    )
+    silent, buyer = Agent("silent"), Agent("buyer")
+
+    @silent.offers("inference", price=Price.per_task("0.01"), model="plain", windows=PATIENT)
+    async def infer(task: Inference, job: Job) -> Completion:
+        raise AssertionError
+
+    await place.join(seller, silent, buyer)
+    listed = await MarketCompute(buyer, max_price="0.05").models()
+    assert listed == [
+        ModelInfo(name="plain"),
+        replace(writer, embedding_length=0),
+        replace(maker, embedding_length=0),
+    ]
+
+
+def test_what_several_sellers_say_of_a_model_is_taken_together() -> None:
+    def description(ware: str, models: list[str], traits: list[str]) -> Description:
+        return Description(
+            agent="a",
+            capability=f"{ware}-00000000",
+            input_schema="{}",
+            output_schema="{}",
+            price="1",
+            about="",
+            models=models,
+            traits=traits,
+            key="33" * 32,
+            firm="",
+        )
+
+    hostile = "tools tools context:-1 context:²² parameters:" + "9" * 40 + " family:" + "x" * 90
+    told = told_of(
+        [
+            description("inference", ["a", "b"], ["completion context:9 flavour:sweet"]),
+            description("inference", ["a"], ["completion vision context:8"]),
+            description("embedding", ["a", "c"], []),
+            description("summarise", ["d"], ["completion"]),
+            description("inference", ["e"], [hostile]),
+        ]
+    )
+    assert told == {
+        "a": ModelInfo(
+            name="a", capabilities=("completion", "vision", "embedding"), context_tokens=9
+        ),
+        "b": ModelInfo(name="b"),
+        "c": ModelInfo(name="c", capabilities=("embedding",)),
+        "e": ModelInfo(name="e", capabilities=("tools",), family="x" * 32),
+    }
 
 
 async def test_thinking_is_shown_as_such_while_it_is_written(place: Market) -> None:

@@ -58,6 +58,7 @@ def samples() -> dict[str, dict[str, Any]]:
         "price": "1",
         "about": "",
         "models": ["small"],
+        "traits": ["completion tools context:2048"],
         "key": "33" * 32,
         "firm": "",
     }

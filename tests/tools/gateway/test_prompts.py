@@ -17,16 +17,22 @@ import ollama
 import openai
 import pytest
 
+from coase.agents import Agent, Price
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.llamacpp import LlamaCppCompute
+from coase.agents.compute.market import MarketCompute
 from coase.agents.compute.ports import IMAGE_SIZE_MAX_BYTES, Chunk, ModelInfo, Prompt
 from coase.agents.compute.router import RouterCompute
+from coase.agents.inference import Stock, inference_agent
+from coase.agents.seller import Windows
 from coase.tools.gateway import common
 from coase.tools.gateway.server import application, serving
+from tests.agents.market import market
 from tests.conformance.compute_servers import small_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
+    from pathlib import Path
 
     from coase.agents.compute.ports import Compute
 
@@ -617,6 +623,45 @@ async def test_how_hard_to_think_is_a_hint_where_nobody_thinks() -> None:
         answer = await web.post(OPENAI, json={**CHAT, "reasoning_effort": "low"})
         assert answer.headers["x-coase-ignored"] == "reasoning_effort"
         assert "reasoning_content" not in answer.json()["choices"][0]["message"]
+
+
+# ---- The market --------------------------------------------------------------------------------
+
+
+async def test_tools_pictures_and_vectors_are_bought_where_nothing_is_here(tmp_path: Path) -> None:
+    engine = Listening()
+    seller = inference_agent(
+        "seller",
+        price=Price.per_million(input="2", output="8"),
+        compute=engine,
+        stock=Stock(await engine.models()),
+        strategy="fixed",
+        windows=Windows(lock_s=100, dispute_s=100, answer_s=100, rule_s=100),
+    )
+    buyer = Agent("buyer", budget="1")
+    async with market(tmp_path) as place:
+        await place.join(seller, buyer)
+        bought = MarketCompute(buyer, max_price="0.1", decide_after_ms=50)
+        app: Any = application(RouterCompute(market=bought))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
+            part = {"type": "image_url", "image_url": {"url": URL + PNG}}
+            seen = [{"role": "user", "content": [{"type": "text", "text": "add 3 and 4"}, part]}]
+            body = {**CHAT, "messages": seen, "tools": TOOLS, "reasoning_effort": "low"}
+            answer = await web.post(OPENAI, json=body, timeout=60)
+            assert answer.headers["x-coase-made"] == "bought"
+            (choice,) = answer.json()["choices"]
+            assert choice["finish_reason"] == "tool_calls"
+            (call,) = choice["message"]["tool_calls"]
+            assert json.loads(call["function"]["arguments"]) == SUM
+            assert choice["message"]["reasoning_content"].startswith("I repeat")
+            made = await web.post(
+                "/api/embed", json={"model": "echo", "input": ["a b", "c"]}, timeout=60
+            )
+            assert made.json()["prompt_eval_count"] == 3
+            assert len(made.json()["embeddings"]) == 2
+        assert [image.data for image in engine.asked[-1].images] == [base64.b64decode(PNG)]
+        await place.rest()
 
 
 # ---- The real engine --------------------------------------------------------------------------
