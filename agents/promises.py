@@ -56,6 +56,7 @@ class KeptChannel:
     channel_id: bytes
     side: Role
     config: ChannelConfig
+    opened_ms: int = 0
     payments: list[Payment] = field(default_factory=list)
     voucher: Voucher | None = None
     """The seller's last one."""
@@ -170,4 +171,5 @@ def _opened(record: Record) -> KeptChannel:
         raise ValueError("it does not say which channel it is")
     row = json.loads(record.data)
     config = ChannelConfig(**{**row["config"], "salt": bytes.fromhex(row["config"]["salt"])})
-    return KeptChannel(record.agent, bytes.fromhex(record.deal), Role(row["side"]), config)
+    channel_id, side = bytes.fromhex(record.deal), Role(row["side"])
+    return KeptChannel(record.agent, channel_id, side, config, record.at_ms)

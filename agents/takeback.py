@@ -131,25 +131,35 @@ class TakeBacks:
         )
         return list(dict.fromkeys(TakeBack.from_json(bytes(row[0])) for row in rows))
 
-    async def perform(self, order: TakeBack) -> Pass:
+    async def perform(self, order: TakeBack, *, renewed: bool = True) -> Pass:
         """Do what can be done now, and return what that was. Safe to repeat, after a crash as well.
+
+        An order means the channels that there are when it is given: an agent that goes on buying
+        opens others. ``renewed`` says that it is given now, and not gone on with.
 
         :raises ChainUnavailable: if it cannot be told what went through; repeat it
         :raises ConfigurationError: if the key is not here, or has no coin for gas
         :raises JournalFailed: if the disk refused; nothing was sent that is not written down
         """
-        if order not in self.unfinished():
-            await self._write(order, "takeback", order.to_json())
         identity, done = self._identity_of(order.owner), Pass()
+        if renewed or order not in self.unfinished():
+            await self._write(order, "takeback", order.to_json())
+        given_ms = self._given_ms(order)
         facts, kept = await self._look(order.owner)
         await self._claim(identity, facts, kept, done)
         for channel_id, channel in facts.channels.items():
-            if channel.config.payer == order.owner:
+            one = kept.get(channel_id)
+            meant = one is None or one.opened_ms <= given_ms
+            if meant and channel.config.payer == order.owner:
                 await self._one(identity, channel_id, channel, facts, done)
         if done.over:
             told: dict[str, Any] = {"refused": done.refused}
             await self._write(order, "takenback", json.dumps(told), over=True)
         return done
+
+    def _given_ms(self, order: TakeBack) -> int:
+        query = "SELECT max(at_ms) FROM records WHERE open = 1 AND deal = ? AND kind = 'takeback'"
+        return int(self.journal.read(query, (order.name,))[0][0] or 0)
 
     async def _look(self, owner: AgentId) -> tuple[ChannelFacts, dict[bytes, KeptChannel]]:
         """Return the channels of a key on the chain, lost ones too, and as the journal has them."""

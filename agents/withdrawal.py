@@ -13,6 +13,7 @@ import logging
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -361,7 +362,10 @@ class OwnersOrders:
         while takebacks is not None:
             # Whoever waits for its file hears of a whole pass, not of one that was half through.
             path = self._again.pop(order.name, None)
-            done = await attempt(lambda: takebacks.perform(order), name=order.name)
+            renewed = path is not None
+            done = await attempt(
+                partial(takebacks.perform, order, renewed=renewed), name=order.name
+            )
             if path is not None and not isinstance(done, ChainUnavailable):
                 await anyio.Path(path).unlink(missing_ok=True)
             elif path is not None:
@@ -447,8 +451,12 @@ def identity_in(keys: Identity | KeyRing, directory: Path, owner: AgentId) -> Id
     raise ConfigurationError(f"{directory} has no key {owner}")
 
 
-def require_payable(to: AgentId, owner: AgentId, settlement: EvmSettlement) -> None:
+def require_payable(
+    to: AgentId, owner: AgentId, settlement: EvmSettlement, *, channels: str = "", vault: str = ""
+) -> None:
     """Return if ``to`` is nobody to whom money is sent by mistake only.
+
+    ``channels`` and ``vault`` are the network's, where it has them.
 
     :raises ConfigurationError: if it is
     """
@@ -456,6 +464,8 @@ def require_payable(to: AgentId, owner: AgentId, settlement: EvmSettlement) -> N
         owner: "the very key that pays",
         settlement.asset.token: "the token's own contract, which gives nothing back",
         settlement.domain.contract: "the escrow, which takes money by deals only",
+        channels: "the channels' contract, which takes money by deposits only",
+        vault: "the vault of stakes, which takes money by deposits only",
         ZERO_ADDRESS: "nobody",
     }
     if to in known:

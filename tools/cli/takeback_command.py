@@ -88,12 +88,24 @@ async def _bring_home(source: str, state: Path | None) -> dict[str, Any]:
             for order in orders:
                 await _by_node(path, order, holder)
         else:
+            _warn(next(place for place in places if place.path == path), owners)
             refused += await _alone(network, path, orders)
     _, holdings = await look()
     return {
         "refused": refused,
         "keys": [_holding(network, holding) for holding in holdings if holding.owner in owners],
     }
+
+
+def _warn(place: Place, owners: list[str]) -> None:
+    """Say what it means to stop signing where no agent runs that could end its deals first."""
+    open_ = [
+        thread
+        for thread in (place.journal.bound() if place.journal is not None else ())
+        if thread.method == "channel" and thread.holder in owners and thread.side == "buyer"
+    ]
+    for thread in open_:
+        say(f"deal {thread.deal} is open, and nothing more is paid for it: its agent does not run")
 
 
 def _has_some(holding: Holding) -> bool:

@@ -101,7 +101,7 @@ async def _withdraw(
     order_id: str,
 ) -> tuple[Order, Outcome, dict[str, Any]]:
     from coase.agents.config import load_network
-    from coase.agents.wallet import holdings_of, read_facts, read_places
+    from coase.agents.wallet import Reach, holdings_of, read_facts, read_places
     from coase.agents.wiring import chain_kind
     from coase.agents.withdrawal import (
         Order,
@@ -117,9 +117,16 @@ async def _withdraw(
     address = checked_address(to, strict=chain_kind(network) is ChainKind.MAIN)
     places = read_places(places_of(network, state))
     async with viewing(network) as settlement:
-        holdings = holdings_of(await read_facts(settlement, places), places)
+        facts = await read_facts(settlement, places, reach=Reach.of(network))
+        holdings = holdings_of(facts, places)
         holding = _source(holdings, source)
-        require_payable(address, holding.owner, settlement)
+        require_payable(
+            address,
+            holding.owner,
+            settlement,
+            channels=network.channels,
+            vault=network.vault,
+        )
         known = _Known(holding.place)
         earlier = known.orders.get(order_id)
         if amount == ALL and earlier is not None:
@@ -240,9 +247,12 @@ def _require_enough(holding: Holding, order: Order, document: dict[str, Any]) ->
     held = holding.wei if order.asset == "coin" else holding.units
     if order.units > held:
         text = units_to_text(held, document["decimals"])
+        more = "what is locked comes back by its deadline: see coase wallet"
+        if order.asset == "token" and (holding.channel_units or holding.claimable_units):
+            more += "; what is free in channels comes home by coase withdraw --channels"
         raise ConfigurationError(
             f"{holding.name} holds {text} {document['asset']}, less than {document['amount']};"
-            " what is locked comes back by its deadline: see coase wallet"
+            f" {more}"
         )
 
 
