@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from coase.agents import Agent, Job, Price
@@ -17,10 +18,15 @@ from coase.agents.seller import Windows
 from coase.agents.wares import Summarise, Summary
 from coase.agents.workers import EitherWorker, EngineWorker, HireWorker, InferenceWorker
 from tests.agents.market import Market, market
+from tests.agents.realmarket import FUNDS as REAL_FUNDS
+from tests.agents.realmarket import real_market
+from tests.agents.realmarket import scribe as real_scribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from coase.agents.steps import Notice
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -165,3 +171,34 @@ async def test_text_by_an_engine_that_buys_counts_against_the_plan(place: Market
     small = plan_of(worker, budget_units=19_999)
     assert not (await small.map([Prompt.ask("word")])).complete
     assert small.spent_units == 0
+
+
+async def test_a_plan_that_was_cut_off_goes_on_with_the_same_deals(tmp_path: Path) -> None:
+    tasks = [Summarise(text=f"word{number} of two") for number in range(2)]
+    async with real_market(tmp_path) as real:
+        gate, agreed = anyio.Event(), list[str]()
+        async with real.node() as node, anyio.create_task_group() as group:
+            buyer = Agent("buyer", budget="1", by_rounds=True)
+            await real.join(node, buyer, real_scribe("anna", gate=gate))
+
+            def notice(who: str, notice: Notice) -> None:
+                if notice.kind == "chain:locked" and who == buyer.address:
+                    agreed.append(notice.deal)
+                    if len(set(agreed)) == 2:
+                        group.cancel_scope.cancel()
+
+            node.runtime.observers.append(notice)
+            plan = plan_of(hire(buyer), key="cut", max_units=20_000)
+            await plan.map(tasks)
+        assert plan.spent_units == 40_000  # Nobody knows how they ended.
+        async with real.node() as node:
+            buyer = Agent("buyer", budget="1", by_rounds=True)
+            anna = real_scribe("anna")
+            await real.join(node, buyer, anna)
+            again = plan_of(hire(buyer), key="cut", max_units=20_000, budget_units=40_000)
+            covered = await again.map(tasks)
+            assert covered.complete
+            assert {part.deal for part in again.receipt().parts} == set(agreed)
+            assert again.spent_units == 40_000
+            await real.rest(node)
+            assert await node.settlement.balance(anna.address) == REAL_FUNDS + 40_000
