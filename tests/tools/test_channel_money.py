@@ -18,7 +18,7 @@ from coase.agents import Agent
 from coase.agents.audit import Report, audit, compare
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.collector import ALL_CLAIMS
-from coase.agents.takeback import Pass, TakeBack, TakeBacks
+from coase.agents.takeback import WHY, Pass, TakeBack, TakeBacks
 from coase.agents.wallet import Reach, read_facts, read_places
 from coase.agents.wiring import open_settlement, view_settlement
 from coase.escrow.backends.evm.beside import Channel
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
     from coase.agents.node import Node
+    from coase.escrow.accounts import BuyerChannel
     from coase.escrow.backends.evm.moves import ChainFacts
     from coase.escrow.backends.evm.settlement import EvmSettlement
     from coase.escrow.voucher import ChannelView
@@ -491,11 +492,38 @@ def test_a_node_that_runs_is_told(world: World) -> None:
         told = world.home.json("withdraw", "--channels", "--state", place)
         rows = [row for key in told["keys"] for row in key["positions"]]
         assert {row["state"] for row in rows if row["side"] == "buyer"} == {"withdrawing"}
-        assert buyer.seat is not None
-        (line,) = buyer.seat.desk.streams.lines.values()
-        assert line.buyer is not None
-        assert line.buyer.stopped
+        assert [end.stopped for end in ends_of(buyer)] == [WHY]
+        # It goes on buying, through another channel, which the order does not mean.
+        paid = world.portal.call(partial(buy, buyer, "More text", settlements=("channel",)))
+        assert paid == PRICE
+        world.portal.call(world.market.rest, node)
+        stops = [end.stopped for end in ends_of(buyer)]
+        assert stops == [WHY, ""]
+        world.portal.call(_goes_on, node)
+        assert [end.stopped for end in ends_of(buyer)] == stops
         assert world.home.json("audit", "--state", place)["differences"] == []
+
+
+def ends_of(buyer: Agent) -> list[BuyerChannel]:
+    assert buyer.seat is not None
+    lines = buyer.seat.desk.streams.lines.values()
+    return [line.buyer for line in lines if line.buyer is not None]
+
+
+async def _goes_on(node: Node) -> None:
+    """Go on with what the owner ordered, as a node does when something may have come due."""
+    assert isinstance(node.journal, SqliteJournal)
+    takebacks = TakeBacks(
+        node.settlement,  # type: ignore[arg-type]
+        node.channels,  # type: ignore[arg-type]
+        node.journal,
+        identity_of=lambda owner: node.runtime.seats[owner].identity,
+        now_ms=node.runtime.now_ms,
+        runtime=node.runtime,
+    )
+    (order,) = takebacks.unfinished()
+    done = await takebacks.perform(order, renewed=False)
+    assert len(done.waiting) == 1
 
 
 def test_a_lost_channel_comes_home_once_whenever_it_dies(world: World) -> None:
