@@ -327,7 +327,7 @@ async def open_node(
                     )
                     async with running(node):
                         serve_owner(node, journal, directory.path)
-                        serve_reputation(node, registers=registers)
+                        serve_reputation(node, registers=registers, directory=directory.path)
                         yield node
                 finally:
                     with anyio.move_on_after(CLOSE_WAIT_MAX_S, shield=True):

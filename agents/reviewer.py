@@ -28,6 +28,7 @@ from coase.protocol.errors import CallReverted, ChainUnavailable, ConfigurationE
 from coase.protocol.identity import keccak256
 from coase.protocol.states import Role
 
+from .hearsay import HEARSAY_FILE, Hearsay
 from .notes import FEEDBACK, Note, note_of
 from .profile import Directory, Registrar
 from .reputation import Readings, reader_of
@@ -36,6 +37,7 @@ from .wiring import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from coase.escrow.feedback import AgentRecord, PaymentLog
     from coase.escrow.ports import Registries
@@ -64,7 +66,14 @@ SELLERS_MAX: Final = 1_000
 class Reviewer:
     """Does this for the agents of one node."""
 
-    def __init__(self, node: Node, registries: Registries, *, registers: bool = False) -> None:
+    def __init__(
+        self,
+        node: Node,
+        registries: Registries,
+        *,
+        registers: bool = False,
+        directory: Path | None = None,
+    ) -> None:
         self._node, self._registries = node, registries
         self._directory = Directory(registries, from_block=node.network.from_block)
         self._registrar = Registrar(registries, self._directory)
@@ -77,6 +86,7 @@ class Reviewer:
         self._curious: dict[AgentId, set[AgentId]] = {}
         """Sellers of whom an agent of ours would like to know, and which agents."""
         self._looked: dict[AgentId, float] = {}
+        self._hearsay = Hearsay(directory / HEARSAY_FILE if directory is not None else None)
         self._met: dict[AgentId, set[AgentId]] = {}
         """Whom each of our agents has dealt with."""
         self._due: dict[str, tuple[float, float]] = {}
@@ -157,6 +167,10 @@ class Reviewer:
                 ]
                 met = {row["counterparty"] for row in rows if row["job_id"]}
                 self._met.setdefault(agent.address, set()).update(met)
+                heard = self._hearsay.of(agent.address, now_s=self._node.runtime.head.time_s)
+                for seller, (good, bad) in heard.items():
+                    if agent.buying is not None:
+                        agent.buying.experience.hear(seller, good=good, bad=bad)
                 for record in self._node.journal.open_records(agent.address):
                     if record.kind == "feedback":
                         note = Note.from_record(record)
@@ -306,6 +320,7 @@ class Reviewer:
                 name=f"reading what is said of {seller}",
                 level=logging.INFO,
             )
+        self._hearsay.save()
         if len(self._looked) > SELLERS_MAX:
             self._looked = {s: at for s, at in self._looked.items() if now - at < every_s}
 
@@ -324,6 +339,7 @@ class Reviewer:
             )
             good, bad = repute.prior(me=who)
             agent.buying.experience.hear(seller, good=good, bad=bad)
+            self._hearsay.keep(who, seller, good=good, bad=bad, at_s=head.time_s)
 
     def _known(self, who: AgentId) -> set[AgentId]:
         """Return whom an agent has dealt with, and its companions in this node."""
@@ -365,15 +381,18 @@ def _entry(call: GiveFeedback, note: Note, paid: PaymentLog) -> FeedbackEntry:
     )
 
 
-def serve_reputation(node: Node, *, registers: bool = False) -> Reviewer | None:
+def serve_reputation(
+    node: Node, *, registers: bool = False, directory: Path | None = None
+) -> Reviewer | None:
     """Let a node that runs register its agents, say what came of deals, and hear what is said.
 
     None where its network has no registries. With ``registers`` sellers whose profile says nothing
-    of it are registered as well, if the chain is this machine's own.
+    of it are registered as well, if the chain is this machine's own. What is heard is kept in
+    ``directory``.
     """
     if node.registries is None:
         return None
-    reviewer = Reviewer(node, node.registries, registers=registers)
+    reviewer = Reviewer(node, node.registries, registers=registers, directory=directory)
     node.runtime.observers.append(reviewer.observe)
     node.runtime.start(supervise, "reputation", reviewer.run)
     return reviewer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coase.agents.hearsay import AGE_MAX_S, Hearsay
 from coase.agents.profile import Directory, Profile, Registrar
 from coase.agents.reputation import Readings, Repute, Word
 from coase.escrow.backends.memory_registries import MemoryRegistries, RegistryBooks
@@ -30,6 +31,8 @@ from coase.protocol.identity import Identity, keccak256
 from coase.protocol.types import How
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from coase.escrow.feedback import FeedbackEntry, RegistryCall
     from coase.escrow.ports import Receipt
 
@@ -200,3 +203,18 @@ def _only(entry: FeedbackEntry, word: Word) -> Repute:
     assert word.counted is not None
     spoken = replace(word, entry=entry, counted=replace(word.counted, entry=entry))
     return Repute(record=None, words=(spoken,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[[1]]", '[["a", "b", -1, 0, 0]]', "[" * 100_000])
+def test_what_was_heard_is_kept_and_a_damaged_file_is_left_aside(
+    tmp_path: Path, damaged: str
+) -> None:
+    path = tmp_path / "heard.json"
+    path.write_text(damaged)
+    hearsay = Hearsay(path)
+    assert hearsay.of("a", now_s=NOW_S) == {}
+    hearsay.keep("a", "b", good=5, bad=7, at_s=NOW_S)
+    hearsay.save()
+    assert Hearsay(path).of("a", now_s=NOW_S) == {"b": (5, 7)}
+    assert Hearsay(path).of("other", now_s=NOW_S) == {}
+    assert Hearsay(path).of("a", now_s=NOW_S + AGE_MAX_S + 1) == {}

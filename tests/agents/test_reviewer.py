@@ -15,6 +15,7 @@ from coase.agents.collector import ALL_CLAIMS
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import MarketCompute
 from coase.agents.compute.ports import Prompt
+from coase.agents.experience import Experience
 from coase.agents.inference import inference_agent
 from coase.agents.notes import Note
 from coase.agents.profile import Directory, Profile
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 WAIT_MAX_S = 60
 
 
-def reviewer_of(node: Node) -> Reviewer:
+def reviewer_of(node: Node, directory: Path | None = None) -> Reviewer:
     """A node's reviewer that works only when it is told to."""
     assert node.registries is not None
-    reviewer = Reviewer(node, node.registries, registers=True)
+    reviewer = Reviewer(node, node.registries, registers=True, directory=directory)
     node.runtime.observers.append(reviewer.observe)
     return reviewer
 
@@ -115,6 +116,7 @@ async def test_a_seller_is_registered_praised_and_known_for_it(tmp_path: Path) -
             assert len(await node.registries.feedback(record.agent_id)) == 1
             assert to_be_said(node, again) == []
 
+            reviewer = reviewer_of(node, tmp_path)
             # A buyer who has no dealings of his own with the seller hears it, once he is offered
             # something; who said it hears nothing new.
             late = Agent("late", by_rounds=True, profile=Profile(feedback=False))
@@ -127,6 +129,10 @@ async def test_a_seller_is_registered_praised_and_known_for_it(tmp_path: Path) -
             good, bad = late.buying.experience.book.heard(seller.address)
             assert good > 0
             assert bad == 0
+            # It is remembered: whoever runs for a moment only would hear it too late each time.
+            late.buying.experience = Experience()
+            await worked(node, reviewer_of(node, tmp_path))
+            assert late.buying.experience.book.heard(seller.address) == (good, bad)
             # His companion is one whom he can tell from strangers.
             assert again.buying.experience.book.heard(seller.address) == (0, 0)
             await market.rest(node)
