@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coase.escrow.ports import ChainEvent, Settlement
+    from coase.protocol.messages import Ruling
     from coase.protocol.terms import Terms
     from coase.protocol.types import AgentId
+
+    from .bench import Bench
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ class Case:
     answered_s: int = 0
     evidence: dict[AgentId, Evidence] = field(default_factory=dict)
     busy: bool = False
+    ruling: tuple[Rule, Finding] | None = None
+    """What we found, while others of our panel have yet to agree."""
 
     @property
     def terms(self) -> Terms:
@@ -145,8 +150,11 @@ class Arbiter:
         settlement: Settlement,
         *,
         forget: Callable[[str], object] = lambda case: None,
+        bench: Bench | None = None,
     ) -> None:
         self.identity, self.settlement, self._forget = identity, settlement, forget
+        self.bench = bench
+        """Our seat on a panel, if we have one."""
         self.cases: dict[bytes, Case] = {}
         self.rulings: list[tuple[str, Finding]] = []
         self._endless: dict[bytes, None] = {}
@@ -160,12 +168,22 @@ class Arbiter:
         """
         terms = evidence.terms.terms()
         job_id = terms.digest(self.settlement.domain)
-        if job_id not in self.cases or terms.arbiter != self.identity.address:
+        if job_id not in self.cases or terms.arbiter not in self._names():
             return ""
         if sender not in (terms.buyer, terms.seller):
             return ""
         self.cases[job_id].evidence[sender] = evidence
         return job_id.hex()
+
+    def _names(self) -> tuple[AgentId, ...]:
+        """Return under which addresses we rule: our own, and that of our panel."""
+        own = self.identity.address
+        return (own,) if self.bench is None else (own, self.bench.address)
+
+    def ruled(self, sender: AgentId, ruling: Ruling) -> None:
+        """Take what another member of our panel has found."""
+        if self.bench is not None and bytes.fromhex(ruling.job_id[2:]) in self.cases:
+            self.bench.hear(sender, ruling)
 
     def recall(self, sender: AgentId, evidence: Evidence) -> None:
         """Take evidence out of the journal: its dispute was on chain when it came."""
@@ -199,6 +217,8 @@ class Arbiter:
             self._close(event.job_id)
 
     def _close(self, job_id: bytes) -> None:
+        if self.bench is not None:
+            self.bench.forget(job_id)
         if self.cases.pop(job_id, None) is not None:
             self._forget(job_id.hex())
 
@@ -223,6 +243,18 @@ class Arbiter:
             self._pairs.discard(pair)
             case.busy = False
 
+    async def _find(self, case: Case, deliverable: bytes) -> tuple[Rule, Finding]:
+        """Check what was shown, and return how we rule, and why."""
+        terms = case.terms
+        if terms.work.schemas in self._endless:
+            finding = Finding(0, ENDLESS)
+        else:
+            finding = await judge_evidence(terms, deliverable, list(case.evidence.values()))
+        if finding.why == ENDLESS and len(self._endless) < ENDLESS_MAX:
+            self._endless[terms.work.schemas] = None
+        reason = keccak256(finding.why.encode())
+        return Rule(terms, finding.to_seller_units, penalty_units(terms, finding), reason), finding
+
     async def _rule(self, case: Case) -> None:
         terms = case.terms
         view = (await self.settlement.jobs([case.job_id]))[case.job_id]
@@ -230,14 +262,14 @@ class Arbiter:
             if view.phase is Phase.CLOSED:
                 self._close(case.job_id)
             return
-        if terms.work.schemas in self._endless:
-            finding = Finding(0, ENDLESS)
-        else:
-            finding = await judge_evidence(terms, view.deliverable, list(case.evidence.values()))
-        if finding.why == ENDLESS and len(self._endless) < ENDLESS_MAX:
-            self._endless[terms.work.schemas] = None
-        reason = keccak256(finding.why.encode())
-        call = Rule(terms, finding.to_seller_units, penalty_units(terms, finding), reason)
+        call, finding = case.ruling or await self._find(case, view.deliverable)
+        case.ruling = call, finding
+        if self.bench is not None and terms.arbiter == self.bench.address:
+            now_s = (await self.settlement.head()).time_s
+            if await self.bench.rule(case.job_id, call, now_s):
+                self.rulings.append((case.job_id.hex(), finding))
+                self._close(case.job_id)
+            return
         try:
             await self.settlement.perform(
                 f"{case.job_id.hex()}:rule@{self.identity.address}", call, self.identity

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from coase.protocol.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from coase.escrow.backends.evm.settlement import EvmSettlement
-    from coase.escrow.ports import Channels, Registries, StakeRegistry
+    from coase.escrow.ports import Channels, Panel, Registries, StakeRegistry
 
     from .config import Network
 
@@ -22,6 +24,7 @@ class Beside:
     channels: Channels | None = None
     registries: Registries | None = None
     stake: StakeRegistry | None = None
+    panel: Panel | None = None
 
 
 async def open_beside(network: Network, settlement: EvmSettlement) -> Beside:
@@ -55,4 +58,28 @@ async def open_beside(network: Network, settlement: EvmSettlement) -> Beside:
         from coase.escrow.backends.evm.stake import EvmStakeRegistry
 
         stake = await EvmStakeRegistry.connect(settlement, vault=network.vault)
-    return Beside(channels, registries, stake)
+    panel = await _panel(network, settlement) if network.panel is not None else None
+    return Beside(channels, registries, stake, panel)
+
+
+async def _panel(network: Network, settlement: EvmSettlement) -> Panel:
+    """Return the panel of arbiters that a network names.
+
+    :raises ConfigurationError: if its address is not that of its members
+    """
+    from coase.escrow.backends.evm.panel import EvmPanel
+    from coase.escrow.panel import Constitution
+
+    assert network.panel is not None
+    named = network.panel
+    panel = await EvmPanel.connect(
+        settlement,
+        panels=network.panels,
+        constitution=Constitution.of(named.threshold, named.members),
+    )
+    if panel.address != named.address:
+        raise ConfigurationError(
+            f"the panel of {named.threshold} of {len(named.members)} is at {panel.address} and not"
+            f" at {named.address}: make the network file anew with: coase panel"
+        )
+    return panel

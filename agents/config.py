@@ -33,6 +33,14 @@ class NatsAddress(_Model):
     ca_file: str = ""
 
 
+class PanelOfArbiters(_Model):
+    """k of n arbiters who rule as one; its address follows from them."""
+
+    address: AddressText
+    threshold: int = Field(ge=1, le=16)
+    members: tuple[AddressText, ...] = Field(min_length=1, max_length=16)
+
+
 class Network(_Model):
     """One market: its broker, its chain, its escrow and its arbiters."""
 
@@ -50,6 +58,8 @@ class Network(_Model):
     """The vault of sellers' stakes, where there is one."""
     panels: AddressText | Literal[""] = ""
     """The factory of panels of arbiters, where there is one."""
+    panel: PanelOfArbiters | None = None
+    """The panel among the arbiters, if one of them is a panel."""
     channels: AddressText | Literal[""] = ""
     """The payment channels, where there are any."""
     identity_registry: AddressText | Literal[""] = ""

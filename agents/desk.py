@@ -38,6 +38,7 @@ from coase.protocol.messages import (
     Header,
     Nack,
     Request,
+    Ruling,
     Voucher,
     thread_id,
 )
@@ -245,6 +246,12 @@ class Desk(Delivery):
         if header.kind == "evidence":
             self._take(header, self.codec.unseal(header, self.inbox_secret), step, now_ms=now_ms)
             return
+        if header.kind == "ruling":
+            found = open_body(header, header.body.encode()).body
+            if self.court is None or not isinstance(found, Ruling):
+                raise Refused("unsupported", "this agent is no arbiter")
+            self.court.ruled(header.sender, found)
+            return
         thread = self._thread_for(header, now_ms=now_ms)
         if header.kind == "chunk" and not thread.streamed:
             self._chunk(header, thread, step)
@@ -426,7 +433,7 @@ class Desk(Delivery):
         if not verified:
             return
         self._bury(header, str(refusal), now_ms=now_ms)
-        if header.kind in ("ack", "nack", "request", "describe", "description", "chunk"):
+        if header.kind in ("ack", "nack", "request", "describe", "description", "chunk", "ruling"):
             return
         plain = json.dumps(
             {"reason": refusal.reason, "detail": refusal.detail[:200], "now_ms": now_ms},

@@ -107,12 +107,24 @@ class Advocate:
         await attempt(lambda: self.show(thread), name="showing evidence")
 
     async def show(self, thread: Thread) -> None:
-        """Show what we have to the arbiter of ``thread`` until it has taken it, or ruled."""
+        """Show what we have to the arbiter of ``thread``, or to each member if it is a panel."""
+        node = self._agent.node
+        if node is None:
+            return
+        panel = node.network.panel
+        arbiter = thread.agreed_terms.arbiter
+        members = panel.members if panel is not None and arbiter == panel.address else (arbiter,)
+        async with anyio.create_task_group() as group:
+            for member in members:
+                group.start_soon(self._show_to, thread, member)
+
+    async def _show_to(self, thread: Thread, arbiter: AgentId) -> None:
+        """Show it until it is taken, or the time to rule is over."""
         node, seat = self._agent.node, self._agent.seat
         terms = thread.agreed_terms
         if node is None or seat is None:
             return
-        runtime, arbiter = node.runtime, terms.arbiter
+        runtime = node.runtime
         until_s = (limit_s(thread) or 0) + terms.rule_s
         while arbiter not in self._keys:
             if runtime.head.time_s > until_s:

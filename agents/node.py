@@ -17,6 +17,7 @@ from coase.protocol.subjects import LEVELS
 
 from .arbiter import Arbiter
 from .backends.sqlite import SqliteJournal, StateDirectory
+from .bench import Bench
 from .beside import Beside, open_beside
 from .buyer import BuyerDesk, DeclineAll
 from .collector import COIN_UNITS, LOCAL_CLAIMS, PUBLIC_CLAIMS, Collector
@@ -97,6 +98,7 @@ class Node:
             beside.stake,
         )
         """What stands on the chain beside the escrow, each None where the network has none."""
+        self.panel = beside.panel
         self.transport, self.seed, self.compute = transport, seed, compute
         self.runtime = Runtime(transport, settlement, journal)
         self.runtime.channels = self.channels
@@ -263,11 +265,25 @@ class Node:
             identity,
             self.settlement,
             forget=lambda case: self.runtime.apply(seat, Step(closed=[(case, b"")])),
+            bench=self._bench(identity, seat),
         )
         desk.court = arbiter
         await self.runtime.add(seat)
         self.runtime.start(supervise, "arbiter", arbiter.run)
         return arbiter
+
+    def _bench(self, identity: Identity, seat: Seat) -> Bench | None:
+        """Return the seat of ``identity`` on the network's panel, if it has one."""
+        if self.panel is None or identity.address not in self.panel.constitution.members:
+            return None
+
+        def tell(member: AgentId, job_id: bytes, body: dict[str, object]) -> None:
+            deal, now_ms = job_id[:16].hex(), self.runtime.now_ms()
+            self.runtime.apply(
+                seat, seat.desk.tell(member, "ruling", body, now_ms=now_ms, deal=deal)
+            )
+
+        return Bench(identity, self.panel, tell=tell)
 
     def _restore(self, agent: Agent) -> None:
         """Take the agent's own requests out of the journal, where a deal of theirs is bound."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from coase.escrow.voucher import ChannelCall
     from coase.protocol.effects import Call
     from coase.protocol.envelope import Message
-    from coase.protocol.messages import Description, Evidence, Header, Request
+    from coase.protocol.messages import Description, Evidence, Header, Request, Ruling
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId
 
@@ -119,6 +119,9 @@ class Court(Protocol):
 
     def recall(self, sender: AgentId, evidence: Evidence) -> None:
         """Take evidence of an earlier life again."""
+
+    def ruled(self, sender: AgentId, ruling: Ruling) -> None:
+        """Take what another member of our panel has found."""
 
 
 class Half(Protocol):

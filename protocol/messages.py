@@ -451,6 +451,16 @@ class Evidence(Wire):
     claim: ShortText
 
 
+class Ruling(Wire):
+    """What a member of a panel finds in a dispute, signed as the escrow asks for it."""
+
+    job_id: Bytes32Text
+    to_seller_units: UnitsText
+    penalty_units: UnitsText
+    evidence: Bytes32Text
+    signature: SignatureText
+
+
 class Piece(Wire):
     """Announces how a body too large for one envelope continues; the bytes are the seal's."""
 
@@ -479,6 +489,7 @@ Body = (
     | Describe
     | Description
     | Evidence
+    | Ruling
 )
 
 BODIES: Final[dict[str, type[Body]]] = {
@@ -500,6 +511,7 @@ BODIES: Final[dict[str, type[Body]]] = {
     "describe": Describe,
     "description": Description,
     "evidence": Evidence,
+    "ruling": Ruling,
 }
 SEALED: Final = frozenset(
     "offer counter accept agreed reject withdraw".split()

@@ -64,6 +64,13 @@ def samples() -> dict[str, dict[str, Any]]:
     }
     found["chunk"] = {"text": "t", "tokens": 1, "at": 0, "due_units": "0"}
     found["voucher"] = {"units": "1", "total_units": "2", "signature": SIGNATURE}
+    found["ruling"] = {
+        "job_id": B32,
+        "to_seller_units": "1",
+        "penalty_units": "0",
+        "evidence": B32,
+        "signature": SIGNATURE,
+    }
     found["evidence"] = {
         "terms": found["offer"]["terms"],
         "task_salt": B32,
@@ -199,7 +206,9 @@ def test_terms_come_back_from_the_wire_as_they_went() -> None:
 def test_what_waits_for_the_disk_is_sealed_or_public_but_known() -> None:
     assert AWAITED <= set(BODIES)
     assert SEALED - {"piece"} <= set(BODIES)
-    assert set(BODIES) - SEALED == {"request", "ack", "nack", "describe", "description"}
+    assert set(BODIES) - SEALED == {
+        *("request", "ack", "nack", "describe", "description", "ruling"),
+    }
 
 
 def test_the_sizes_fit_into_each_other() -> None:
