@@ -17,7 +17,7 @@ from coase.protocol.types import units_to_text
 from .buyer import AskState
 from .compute.market import TOKENS_PER_S_MIN, BoughtChunk
 from .compute.ports import ComputeBusy, PromptRefused
-from .inference import input_tokens_max, task_of
+from .inference import features_of, input_tokens_max, task_of
 from .node import DISCOVER_WAIT_S
 from .past import recall
 from .plans import Made, Order, Worker
@@ -44,6 +44,8 @@ DELIVER_WITHIN_DEFAULT_S: Final = 120
 # What a market gives a seller of text before its tokens are counted.
 TEXT_WITHIN_S: Final = 60
 DECIDE_AFTER_MS: Final = 300
+# Who was found when the plan began answers in a moment, or has gone.
+AIMED_REPLY_MS: Final = 2_000
 # Within a firm nothing is paid; else in the escrow, where a deal goes on after a crash by itself.
 SETTLEMENTS: Final = ("none", "escrow")
 OPEN_STATES: Final = (AskState.ACCEPTING, AskState.BOUND)
@@ -175,14 +177,13 @@ class MarketWorker(Worker[T, R]):
         :raises DealFailed: if nobody sells it so, or what was delivered is not good
         """
         with await order.reserve() as hold, self._aim(order) as aims:
-            ways = [(order.key, order.avoid | (self._known - aims if aims else frozenset()))]
-            if aims:
-                ways.append((f"{order.key}/any", order.avoid))
+            ways = [(order.key, aims), (f"{order.key}/any", frozenset[str]())]
             # What an earlier run began goes on, whichever way it was.
-            ways = [way for way in ways if self._earlier(way[0])[0]] or ways
-            for key, blocked in ways:
+            begun = [way for way in ways if self._earlier(way[0])[0]]
+            ways = begun or (ways if aims else ways[1:])
+            for key, allowed in ways:
                 try:
-                    bought = await self._buy(order, key, hold, blocked)
+                    bought = await self._buy(order, key, hold, allowed)
                 except DealFailed as error:
                     if error.deal_id or key == ways[-1][0]:
                         raise
@@ -215,7 +216,7 @@ class MarketWorker(Worker[T, R]):
             self._hands.subtract(aims)
 
     async def _buy(
-        self, order: Order[T], key: str, hold: Hold, blocked: frozenset[str]
+        self, order: Order[T], key: str, hold: Hold, allowed: frozenset[str]
     ) -> Purchase[Any]:
         def agreed(thread: Thread) -> None:
             hold.bind(thread.agreed_terms.price_units)
@@ -228,6 +229,12 @@ class MarketWorker(Worker[T, R]):
         within_s = int(wish.get("deliver_within", DELIVER_WITHIN_DEFAULT_S))
         left_s = int(min(order.left_s, 24 * 3600)) - DEAL_S
         wish["deliver_within"] = max(min(within_s, left_s), 1)
+        if allowed:  # No more offers than theirs are waited for.
+            wish |= {
+                "allowed": allowed,
+                "bids_max": len(allowed),
+                "reply_within_ms": AIMED_REPLY_MS,
+            }
         try:
             return await agent.purchase(
                 self.capability,
@@ -236,7 +243,7 @@ class MarketWorker(Worker[T, R]):
                 max_price=units_to_text(hold.units, agent.node.settlement.asset.decimals),
                 check=lambda made: order.check(self.result_of(made)),
                 key=key,
-                blocked=blocked,
+                blocked=order.avoid,
                 on_agreed=agreed,
                 **wish,
             )
@@ -315,7 +322,7 @@ class InferenceWorker(MarketWorker["Prompt", str]):
             "model": bought.model,
             "input_max": input_tokens_max(bought),
             "output_max": bought.max_tokens,
-            "features": {"bytes": len(bought.model_dump_json().encode())},
+            "features": features_of(bought),
             "deliver_within": TEXT_WITHIN_S + bought.max_tokens // TOKENS_PER_S_MIN,
         }
 
