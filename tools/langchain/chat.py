@@ -381,6 +381,8 @@ def _engine_end(chunk: Chunk, model: str) -> ChatGenerationChunk:
             "deal": deal.deal,
             "paid": deal.paid,
         }
+    if (told := chunk.explanation) is not None:
+        metadata["coase"] |= {"call": told.call, "explanation": told.brief()}
     return last_part(metadata, chunk.usage or Usage(input_tokens=0, output_tokens=0))
 
 

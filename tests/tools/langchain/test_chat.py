@@ -14,6 +14,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from coase.agents.compute.echo import EchoCompute
+from coase.agents.compute.llamacpp import LlamaCppCompute
+from coase.agents.compute.model import find_model
 from coase.agents.compute.router import RouterCompute
 from coase.protocol.errors import ComputeFailed, ConfigurationError
 from coase.tools.gateway.server import application, serving
@@ -59,7 +61,7 @@ async def url() -> AsyncIterator[str]:
 @pytest.fixture(params=["gateway", "engine"])
 def model(request: pytest.FixtureRequest, url: str) -> ChatCoase:
     if request.param == "engine":
-        return ChatCoase(compute=EchoCompute())
+        return ChatCoase(compute=RouterCompute(local=EchoCompute()))
     return ChatCoase(base_url=url)
 
 
@@ -69,7 +71,9 @@ async def test_an_answer_comes_with_its_usage_and_origin(model: ChatCoase) -> No
     assert answer.usage_metadata is not None
     assert answer.usage_metadata["output_tokens"] == 4
     assert answer.response_metadata["finish_reason"] == "stop"
-    assert answer.response_metadata["coase"]["made"] == "local"
+    told = answer.response_metadata["coase"]
+    assert (told["made"], told["explanation"]["outcome"]) == ("local", "answered")
+    assert told["call"]
 
 
 async def test_it_streams_and_the_parts_add_up(model: ChatCoase) -> None:
@@ -178,3 +182,20 @@ async def test_it_can_be_asked_without_an_event_loop(url: str) -> None:
 def test_an_engine_cannot() -> None:
     with pytest.raises(ConfigurationError, match="ainvoke"):
         ChatCoase(compute=EchoCompute()).invoke(WORDS)
+
+
+@pytest.mark.slow
+async def test_the_small_model_is_bound_to_tools_and_schemas() -> None:
+    path = find_model()
+    assert path is not None
+    engine = LlamaCppCompute(path)
+    try:
+        model = ChatCoase(compute=engine, max_tokens=60, seed=7)
+        structured = model.with_structured_output(Person)
+        found: Any = await structured.ainvoke("Ann is seven years old.")
+        assert isinstance(found, Person)
+        called = await model.bind_tools([double, halve], tool_choice="halve").ainvoke("Halve 8!")
+        assert [call["name"] for call in called.tool_calls] == ["halve"]
+        assert isinstance(called.tool_calls[0]["args"]["number"], int)
+    finally:
+        await engine.close()
