@@ -210,12 +210,15 @@ class Call:
                 return
 
     async def answer(
-        self, open_stream: Callable[[], AsyncGenerator[Chunk, None]]
+        self,
+        open_stream: Callable[[], AsyncGenerator[Chunk, None]],
+        free: Callable[[], AsyncGenerator[Chunk, None]] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """Yield what ``open_stream`` yields, and count it.
 
         Where the money for it is only promised to others, or all who sell it are busy, it waits
-        for what comes back, in turn with others, and tries again.
+        for what comes back, in turn with others, and tries again. Where there is none, it yields
+        what ``free`` does, if that can be had for nothing.
 
         :raises BudgetExhausted: if nothing came back in time, or something else is missing
         """
@@ -225,9 +228,16 @@ class Call:
                     self._count(chunk)
                     yield chunk
         except BudgetExhausted as error:
-            if self.till is None:
-                raise
-            raise self.till.told(error) from error
+            told = error if self.till is None else self.till.told(error)
+            if free is None or self.answered:
+                raise told from error
+            try:
+                async with aclosing(free()) as chunks:
+                    async for chunk in chunks:
+                        self._count(chunk)
+                        yield chunk
+            except (ComputeFailed, BudgetExhausted):
+                raise told from error
         self.outcome = "done"
 
     async def _begun(

@@ -13,7 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -40,6 +40,7 @@ from coase.agents.compute.ports import (
 )
 from coase.agents.compute.router import ModelUnknown, RouterCompute
 from coase.agents.compute.routing import Wish
+from coase.agents.compute.ways import Place
 from coase.protocol.errors import BudgetExhausted, CoaseError
 
 from .calls import Told, call_of, made_by
@@ -381,10 +382,16 @@ async def begin(
     begun_ns = time.monotonic_ns()
     call, wish = call_of(request), _wish(request, router)
 
-    def routed() -> AsyncGenerator[Chunk, None]:
+    def routed(wish: Wish | None = wish) -> AsyncGenerator[Chunk, None]:
         return router.stream(prompt, wish)
 
-    stream = routed() if call is None else call.answer(routed)
+    def for_nothing() -> AsyncGenerator[Chunk, None]:
+        asked = wish or Wish()
+        return routed(replace(asked, reach=min(asked.reach, Place.FIRM)))
+
+    in_firm = router.buys is not None and router.buys.firm
+    free = for_nothing if in_firm else None
+    stream = routed() if call is None else call.answer(routed, free)
     first = await unless_gone(request, lambda: anext(stream))
     return Answer(first, stream, ignored, begun_ns)
 

@@ -18,6 +18,7 @@ from coase.agents.compute.gate import Limits
 from coase.agents.compute.market import MarketCompute
 from coase.agents.compute.ports import ModelInfo
 from coase.agents.compute.router import RouterCompute
+from coase.agents.firm import FirmFile, new_firm
 from coase.agents.inference import Stock, inference_agent
 from coase.agents.purse import rows_of
 from coase.agents.seller import Windows
@@ -66,6 +67,7 @@ class Shop:
     web: httpx.AsyncClient
     keys: KeyFile
     usage: UsageJournal
+    firm: FirmFile
 
     async def ask(self, key: str, path: str = PATHS[0], **headers: str) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}", **headers}
@@ -86,6 +88,7 @@ async def shop(folder: Path, *, budget: str | None = None) -> AsyncIterator[Shop
     buyer = Agent("gateway", budget=budget)
     usage, keys = UsageJournal(folder), KeyFile(folder)
     async with market(folder) as place:
+        place.node.firm = firm = FirmFile(folder / "firm.json")
         await place.join(seller, buyer)
         assert buyer.seat is not None
         asset = place.node.settlement.asset
@@ -95,13 +98,17 @@ async def shop(folder: Path, *, budget: str | None = None) -> AsyncIterator[Shop
         past = rows_of(place.node.journal.summaries(buyer.address))
         usage.heal(asset, buyer.seat.desk.threads.values(), past)
         bought = MarketCompute(
-            buyer, max_price="0.05", decide_after_ms=50, limits=Limits(queue_max=200)
+            buyer,
+            max_price="0.05",
+            decide_after_ms=50,
+            limits=Limits(queue_max=200),
+            settlements=("none", "escrow"),
         )
         app = application(
             RouterCompute(market=bought), Doors(key_file=keys), Books(till=till, usage=usage)
         )
         async with client(app) as web:
-            yield Shop(place, buyer, web, keys, usage)
+            yield Shop(place, buyer, web, keys, usage, firm)
         await place.rest()
     usage.close()
 
@@ -289,6 +296,22 @@ async def test_who_waits_for_money_that_is_promised_waits_in_vain_for_so_long_on
         it.buyer.purse.release("elsewhere", now_ms=0)
         await it.place.rest()
         assert (await it.ask(key)).status_code == 200
+
+
+async def test_whose_budget_is_spent_is_answered_by_the_firm_for_nothing(tmp_path: Path) -> None:
+    async with shop(tmp_path) as it:
+        key = it.keys.add("alice", Budget(total="0"))
+        answer = await it.ask(key)
+        assert answer.status_code == 402
+        it.firm.write(new_firm("home"))
+        answer = await it.ask(key)
+        assert (answer.status_code, answer.headers["x-coase-made"]) == (200, "firm")
+        it.firm.forget()
+        assert (await it.ask(key)).status_code == 402
+        await it.place.rest()
+        assert it.place.earned(it.buyer) == 0
+        (used,) = it.usage.sums(["key"])
+        assert (used.calls, used.failed, used.deals, used.paid_units) == (3, 2, 1, 0)
 
 
 # ---- what was used ------------------------------------------------------------------------------
