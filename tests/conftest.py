@@ -7,6 +7,10 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+# As the embedded chain's own process chooses it; read when the machine is loaded. The other one is
+# written in Python around a library, and hashes are a tenth of what a contract's call takes.
+os.environ.setdefault("ETH_HASH_BACKEND", "pysha3")
+
 # Two cores are shared by the whole suite, so how long an example takes says nothing about the code.
 settings.register_profile(
     "coase", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
