@@ -142,12 +142,13 @@ async def _serve(
     from coase.agents.compute.calllog import CallLog
     from coase.agents.compute.router import RouterCompute
     from coase.tools.gateway.server import application, serving
-    from coase.tools.gateway.usage import UsageJournal
+    from coase.tools.gateway.usage import DAY_MS, KEPT_DAYS, UsageJournal, now_ms
 
     from .agent_command import watch_links
 
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(closing(UsageJournal(directory)))
+        journal.forget(before_ms=now_ms() - KEPT_DAYS * DAY_MS)
         own = await _local(makes, wanted=buys is None) if makes is not None else None
         if own is not None:
             stack.push_async_callback(own.close)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from .app import Json, emit, out, perform
+from .app import Json, emit, out, perform, printable
 from .gateway_keys import GatewayState, directory_of
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def _row(found: Sum) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], groups: list[str]) -> None:
+    from rich.text import Text
+
     from .look_commands import table
 
     shown = table("what was asked of the gateway, in tokens")
@@ -89,7 +91,7 @@ def _print(rows: list[dict[str, Any]], groups: list[str]) -> None:
         if row["open_units"] != "0":
             paid += f", and at most {row['open']} open"
         shown.add_row(
-            *(row[name] for name in groups),
+            *(Text(printable(row[name])) for name in groups),  # Clients chose the words.
             f"{row['calls']}{failed}",
             str(row["input_tokens"]),
             str(row["cached_input_tokens"] or ""),

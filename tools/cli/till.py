@@ -163,21 +163,17 @@ class Till:
 
     def table(self) -> RenderableType:
         """Return the latest deals, and what all of them came to."""
-        from rich.table import Table
+        from .look_commands import table
 
         unpaid = f", {self._unpaid} without pay" if self._unpaid else ""
         summary = f"{self.total()}{unpaid}"
         work = f"{self._tokens[0]} tokens read, {self._tokens[1]} written, {self._stock.speed}"
         state = f"the engine is away: {self._stock.away}" if self._stock.away else self.load
-        table = Table(
-            title=f"{self._agent.name} sells {self._models()}",
-            caption=f"{summary}\n{work}, {state}",
-            expand=False,
-        )
-        for title in ("time", "buyer", "model", "state"):
-            table.add_column(title)
-        for title in ("read", "written", "money"):
-            table.add_column(title, justify="right")
+        title = f"{self._agent.name} sells {self._models()}"
+        shown = table(title, "time", "buyer", "model", "state")
+        shown.caption, shown.caption_justify = f"{summary}\n{work}, {state}", "left"
+        for column in ("read", "written", "money"):
+            shown.add_column(column, justify="right")
         for row in self._rows.values():
-            table.add_row(*row)
-        return table
+            shown.add_row(*row)
+        return shown

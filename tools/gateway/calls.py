@@ -34,6 +34,7 @@ SCOPE: Final = "coase.call"
 """Where a request's scope has its call."""
 TAG_HEADER: Final = "x-coase-tag"
 TAG_MAX_CHARS: Final = 64
+MODEL_MAX_CHARS: Final = 200
 # What an answer may cost is set aside until its deal is over, a few seconds after its last word,
 # and who sells is busy for about as long. For so long a caller waits before it is told.
 PATIENCE_MAX_S: Final = 30
@@ -199,7 +200,7 @@ class Call:
         """Take from a request's body what it is for: its tag, if no header said one."""
         model = body.get("model")
         if isinstance(model, str):
-            self.model = model[:200]
+            self.model = _UNSEEN.sub("?", model[:MODEL_MAX_CHARS])
         if self.tag:
             return
         metadata = body.get("metadata")

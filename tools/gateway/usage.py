@@ -30,6 +30,7 @@ USAGE_FILE: Final = "usage.sqlite"
 BUSY_MAX_S: Final = 5
 GROUPS: Final = ("day", "key", "tag", "model", "made")
 DAY_MS: Final = 86_400_000
+KEPT_DAYS: Final = 400  # A year and a month more to look back; a call takes 100 bytes.
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS calls (
     id TEXT PRIMARY KEY, at_ms INTEGER, key TEXT, tag TEXT, model TEXT, made TEXT, outcome TEXT,
@@ -117,6 +118,13 @@ class UsageJournal:
             *(used.input_tokens, used.cached_tokens, used.output_tokens, used.duration_ms),
         )
         self._write(_CALL, [row])
+
+    def forget(self, *, before_ms: int) -> None:
+        """Forget the calls before a time. Their deals stay, as they do in the agent's journal.
+
+        :raises JournalFailed: if the disk refuses
+        """
+        self._write("DELETE FROM calls WHERE at_ms < ?", [(before_ms,)])
 
     def made(self, call: str) -> str:
         """Return where an answer was made, by the deals that its call took."""

@@ -344,6 +344,9 @@ async def test_what_was_used_is_known_by_key_tag_and_model_also_after_a_restart(
     assert (day.calls, day.deals, day.paid_units, day.open_units) == (4, 3, 3 * PRICE_UNITS, 0)
     assert (day.symbol, day.decimals) == ("COASE", 6)
     assert journal.sums(["day"], since_ms=2**60) == []
+    journal.forget(before_ms=2**60)
+    (left,) = journal.sums(["key"])
+    assert (left.calls, left.deals) == (0, 3)
     with pytest.raises(ConfigurationError, match="not 'moon'"):
         journal.sums(["moon"])
     journal.close()
