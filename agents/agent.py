@@ -366,7 +366,7 @@ class Agent:
         blocked: Collection[AgentId] = (),
         allowed: Collection[AgentId] = (),
         tries: int = 1,
-        settlements: Collection[str] = ("escrow",),
+        settlements: Collection[str] = ("none", "escrow"),
         stake_permille: int = 0,
         key: str = "",
         on_text: Callable[[str], None] | None = None,
@@ -382,7 +382,7 @@ class Agent:
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
         self._require_numbers(bids_min, bids_max)
-        methods = self._methods(settlements)
+        methods = self._methods(settlements, stake_permille)
         max_units = 0 if methods == ("none",) else self._highest_units(max_price)
         wish = replace(
             _wish(capability, task, schemas, features),
@@ -398,7 +398,7 @@ class Agent:
             blocked=frozenset(blocked),
             allowed=frozenset(allowed),
             settlements=methods,
-            stake_permille=self._asked_stake(stake_permille, methods),
+            stake_permille=stake_permille,
             most_units=max_units,
             charge=charged_to(),
         )
@@ -407,13 +407,19 @@ class Agent:
         eyes = Eyes(fault, on_text, on_agreed)
         return await self._try(wish, bargain, eyes, tries=tries, key=key)
 
-    def _methods(self, settlements: Collection[str]) -> tuple[str, ...]:
+    def _methods(self, settlements: Collection[str], stake_permille: int) -> tuple[str, ...]:
         """Return those of the methods of payment that there are here, in their order."""
-        buying = self._buying()
+        buying, vault = self._buying(), self._node().stake
+        if not 0 <= stake_permille <= STAKE_PERMILLE_MAX:
+            raise ConfigurationError(f"stake_permille is 0 to {STAKE_PERMILLE_MAX}")
+        if stake_permille and (vault is None or "escrow" not in settlements):
+            raise ConfigurationError(
+                "a stake is asked for where there is a vault, and of deals of the escrow only"
+            )
         there = {
             "escrow": True,
-            "channel": buying.desk.streams.enabled,
-            "none": buying.firm() is not None,
+            "channel": buying.desk.streams.enabled and not stake_permille,
+            "none": buying.firm() is not None and not stake_permille,
         }
         found = tuple(name for name in settlements if there.get(name))
         if not found:
@@ -422,15 +428,6 @@ class Agent:
                 " does, channel where the network has channels, none within a firm (coase firm)"
             )
         return found
-
-    def _asked_stake(self, permille: int, methods: tuple[str, ...]) -> int:
-        if permille and (methods != ("escrow",) or self._node().stake is None):
-            raise ConfigurationError(
-                "a stake is asked for where there is a vault, and of deals of the escrow only"
-            )
-        if not 0 <= permille <= STAKE_PERMILLE_MAX:
-            raise ConfigurationError(f"stake_permille is 0 to {STAKE_PERMILLE_MAX}")
-        return permille
 
     @staticmethod
     def _require_numbers(bids_min: int, bids_max: int) -> None:

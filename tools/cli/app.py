@@ -259,6 +259,7 @@ def load() -> None:
     """Load the commands into ``app``. Safe to repeat."""
     from . import (
         agent_command,
+        arbiter_commands,
         audit_command,
         budget_command,
         buy_commands,
@@ -287,7 +288,7 @@ def load() -> None:
     _ = (deploy_command, dispute_command, gateway_command, keeper_command, keys_command)
     _ = (lan_commands, look_commands, model_command, plan_command, sell_command)
     _ = (up_command, wallet_commands, withdraw_command)
-    _ = (firm_command, identity_commands, reputation_command)
+    _ = (arbiter_commands, firm_command, identity_commands, reputation_command)
 
 
 def run() -> None:
