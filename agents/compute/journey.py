@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEGS_MAX: Final = 6  # Whoever waits for more than that had better be told that it fails.
 ASKED_MAX: Final = 3  # Chosen sellers that are asked for an offer at once.
 # The engine here costs nothing: a second request beside it has to save more than a moment.
 HEDGE_HERE_MIN_MS: Final = 3_000
@@ -93,6 +94,7 @@ class Journey:
         self._outcome = "broken off"
         self._attempts: list[Attempt] = []
         self._tried: set[str] = set()
+        self._open = open_market
         self.legs = legs_of(decision, wanted=prompt.model or "", market=open_market)
 
     @property
@@ -262,11 +264,12 @@ class Journey:
         assert market is not None
         units = [each for each in (wish.most_units, leg.most_units) if each is not None]
         asked = tuple(seller for seller in leg.asked if seller not in self._tried)
-        if market.firm and leg.anybody and not market.scout.all_offered():
-            asked = ()  # Who would do it for nothing has not said so yet.
+        everybody = leg.anybody
+        if self._open and market.firm and not market.scout.all_offered():
+            asked, everybody = (), True  # Who would do it for nothing has not said so yet.
         pick = Pick(
             asked=asked,
-            allowed=None if leg.anybody else frozenset(leg.sellers),
+            allowed=None if everybody else frozenset(leg.sellers),
             banned=wish.banned | self._tried,
             most_units=min(units, default=None),
             begun="".join(self._texts),
@@ -417,6 +420,7 @@ def legs_of(decision: Decision, *, wanted: str, market: bool) -> list[Leg]:
             last.sellers.append(choice.seller)
         else:
             legs.append(Leg(place=Place.MARKET, model=choice.model, sellers=[choice.seller]))
+    del legs[LEGS_MAX:]
     for number, leg in enumerate(legs):
         if leg.place is not Place.HERE:
             chosen = decision.asked if number == 0 else tuple(leg.sellers)
@@ -424,7 +428,7 @@ def legs_of(decision: Decision, *, wanted: str, market: bool) -> list[Leg]:
     if market and "expected too late" not in decision.refused:
         model = legs[0].model if legs else wanted
         bought = [leg for leg in legs if leg.place is not Place.HERE and leg.model == model]
-        if bought:
+        if wanted and bought:
             bought[-1].anybody = True
         else:
             legs.append(Leg(place=Place.MARKET, model=wanted, anybody=True))

@@ -355,7 +355,8 @@ class MarketCall:
             # What a schema binds cannot be gone on with: the grammar begins where the seller does.
             anew = self._prompt.response_schema is not None
             seam, reading = Seam(self._shown, anew=anew), Reading()
-            purchase, chosen = self._purchase(tokens_left, anew=anew), bool(self._asked)
+            since_ms = time.time_ns() // 1_000_000
+            purchase, chosen = self._purchase(tokens_left, anew=anew), self._asked
             self._asked = frozenset()
             bad = False
             try:
@@ -384,6 +385,8 @@ class MarketCall:
                 self._note(purchase, failure=error)
                 if not purchase.seller and not chosen:
                     raise self._nobody(error) from error
+                if not purchase.seller:
+                    self._market.scout.silent(chosen, since_ms=since_ms)
                 why, bad = error, error.why.startswith(REFUSED)
             except TimeoutError:
                 why = ComputeFailed(f"{purchase.seller or 'the market'} fell silent")

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 ANY_MODEL = ("", "auto")
 _LATEST = ":latest"
 LOCAL_AGE_MAX_S: Final = 2.0  # What models are here is asked for again after that.
+FRESH_MAX_S: Final = 2.0  # Before a model is said to be unknown, sellers are asked once more.
 LOCAL_STALE_MAX_S: Final = 60.0  # Older than that nobody goes by it.
 LOAD_GUESS_US: Final = 5_000_000  # A model that lies on the disk yet.
 LOCAL_SLOTS: Final = 4
@@ -228,8 +229,9 @@ class RouterCompute(Compute):
         :raises ModelUnknown: if there is no such model in reach
         :raises Unreachable: if the wish excludes all that there is
         """
-        first = () if (prompt.model or "") in ANY_MODEL else (prompt.model or "",)
-        asked = (*first, *(name for name in wish.models if name not in first))
+        first = "" if prompt.model in (None, *ANY_MODEL) else prompt.model or ""
+        others = ("" if name in ANY_MODEL else name for name in wish.models)
+        asked = tuple(dict.fromkeys((first, *others))) if first or wish.models else ()
         buys = self.buys
         outside = buys is not None and wish.reach > Place.HERE
         if buys is not None and (wish.reach is Place.FIRM or buys.most_units == 0):
@@ -249,11 +251,11 @@ class RouterCompute(Compute):
         decided = wish if buyable else replace(wish, reach=Place.HERE)
         decision = self._default_only(
             self.book.decide(decided, size, now_ms=_now_ms(), chance=secrets.randbits(64)),
-            anything=not models,
+            anything=not models or "" in models,
         )
         journey = Journey(
             charged_to().reference or secrets.token_hex(12),
-            replace(prompt, model=models[0] if models else None),
+            replace(prompt, model=(models[0] if models else "") or None),
             wish,
             size,
             decision,
@@ -307,11 +309,15 @@ class RouterCompute(Compute):
         if not asked:
             return ()
         names = here + (scout.names() if scout is not None else [])
-        found = [name for wanted in asked for name in _matching(wanted, names)]
+        found = _found(asked, names)
+        if not found and scout is not None:  # Somebody who has it may have come since.
+            await scout.look(FRESH_MAX_S)
+            names = here + scout.names()
+            found = _found(asked, names)
         if not found:
             have = ", ".join(dict.fromkeys(names)) or "none"
             raise ModelUnknown(f"there is no model {asked[0]!r} here; there is: {have}")
-        return tuple(dict.fromkeys(found))
+        return found
 
     async def _look_here(self) -> None:
         """Bring what is known of the engine here up to date."""
@@ -392,6 +398,12 @@ class RouterCompute(Compute):
 
 def _plain(name: str) -> str:
     return name.removesuffix(_LATEST)
+
+
+def _found(asked: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names by which what was asked for is known; nothing stands for any model."""
+    found = [name for wanted in asked for name in (_matching(wanted, names) if wanted else [""])]
+    return tuple(dict.fromkeys(found))
 
 
 def _matching(wanted: str, names: Sequence[str]) -> list[str]:

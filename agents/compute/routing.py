@@ -234,13 +234,20 @@ class RouteBook:
 
         Each time in a row that lasts twice as long.
         """
-        strikes = self._strikes.get(seller, 0)
-        self._strikes[seller] = strikes + 1
-        self._cool[seller] = now_ms + (COOL_FIRST_MS << min(strikes, 6))
+        self.silent(seller, now_ms=now_ms)
         way = self._ways.get((seller, model))
         if way is not None:
             way.failed(lost_us=lost_us, now_ms=now_ms)
             self._changed(way, now_ms)
+
+    def silent(self, seller: str, *, now_ms: int) -> None:
+        """Take note that a seller did not answer when it was asked for an offer.
+
+        It is left alone for a while, but no call of ours failed by it.
+        """
+        strikes = self._strikes.get(seller, 0)
+        self._strikes[seller] = strikes + 1
+        self._cool[seller] = now_ms + (COOL_FIRST_MS << min(strikes, 6))
 
     def late(self, seller: str, model: str, waited_us: int, *, now_ms: int) -> None:
         """Take note that the first token did not come for so long; another one was quicker."""

@@ -22,7 +22,7 @@ from .ports import ModelInfo, failed
 from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from coase.agents.agent import Agent
     from coase.agents.steps import Notice
@@ -94,8 +94,8 @@ class Scout:
         self._most_units = most_units
         self._firm: set[AgentId] = set()
         """Sellers whose last offer was one of our own firm's."""
-        self._offers: set[AgentId] = set()
-        """Sellers that made an offer since we listen."""
+        self._offers: dict[AgentId, int] = {}
+        """When sellers made an offer last, since we listen."""
         self._told: dict[str, ModelInfo] = {}
         """What sellers say of their models, those too that only make embeddings."""
         self._heard_s: float | None = None
@@ -111,7 +111,17 @@ class Scout:
     def all_offered(self) -> bool:
         """Return whether every known seller made an offer: only that tells who is of the firm."""
         known = {way.listing.seller for way in self.book if way.listing.place is not Place.HERE}
-        return known <= self._offers
+        return known <= self._offers.keys()
+
+    def silent(self, asked: Collection[AgentId], *, since_ms: int) -> None:
+        """Take note that these were asked then, and leave those alone that did not answer.
+
+        They have gone, or have no place: the next call must not wait for them again.
+        """
+        now_ms = _now_ms()
+        for seller in asked:
+            if self._offers.get(seller, 0) < since_ms:
+                self.book.silent(seller, now_ms=now_ms)
 
     def names(self) -> list[str]:
         """Return the models that somebody sold when he was heard last, by name; asks nobody."""
@@ -139,7 +149,7 @@ class Scout:
         self._listen()
         now_s = time.monotonic()
         age_s = now_s - self._heard_s if self._heard_s is not None else None
-        if age_s is not None and age_s <= MODELS_AGE_MAX_S and self.names():
+        if age_s is not None and age_s <= min(age_max_s, MODELS_AGE_MAX_S) and self.names():
             return
         if self._asking is None or self._asking.done():
             # Held here, and ended with ``close``.
@@ -222,7 +232,7 @@ class Scout:
         free = work.settlement == FREE
         if free and self._refused(thread.deal):
             return  # Whoever offers to work for nothing, and is not of the firm.
-        self._offers.add(seller)
+        self._offers[seller] = now_ms
         if free != (seller in self._firm) and FREE in request.settlements:
             (self._firm.add if free else self._firm.discard)(seller)
         rates: dict[str, Any] = _FREE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -225,8 +227,6 @@ def stocked(name: str, model: str, price: str) -> Agent:
             return [ModelInfo(name=model)]
 
         async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-            from dataclasses import replace
-
             async with aclosing(super().stream(replace(prompt, model=None))) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -255,6 +255,41 @@ async def test_models_are_tried_in_the_order_of_the_request(place: Market) -> No
     _, explanation = await ask(router, prompt, Wish(models=("big", "echo"), most_units=5))
     assert gone(explanation) == [(HERE, "answered")]
     assert explanation.refused["too dear"] == 1
+    await router.close()
+
+
+async def test_a_model_that_somebody_brings_along_is_found_when_it_is_asked_for(
+    place: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coase.agents.compute.router.FRESH_MAX_S", 0)
+    bought = await buyer_in(place, stocked("small", "small", "0.01"))
+    router = RouterCompute(market=bought)
+    await bought.models()
+    await place.join(big := stocked("big", "big", "0.02"))
+    _, explanation = await ask(router, Prompt.ask(WORDS, max_tokens=400, model="big"))
+    assert gone(explanation) == [(big.address, "answered")]
+    with pytest.raises(ModelUnknown, match="there is: big, small"):
+        await ask(router, Prompt.ask(WORDS, model="huge"))
+    _, explanation = await ask(router, Prompt.ask(WORDS, model="huge"), Wish(models=("auto",)))
+    assert explanation.outcome == "answered"
+    await router.close()
+
+
+async def test_a_seller_that_has_gone_is_asked_once_and_then_left_alone(place: Market) -> None:
+    bought = await buyer_in(place, there := honest(price="0.04"))
+    router = RouterCompute(market=bought)
+    await bought.models()
+    nobody = "0x" + "9" * 40
+    known = next(iter(router.book)).listing
+    router.book.learn(replace(known, seller=nobody, fixed_units=10), now_ms=time.time_ns() // 10**6)
+    for waits in (True, False):
+        _, explanation = await ask(router)
+        assert explanation.ranking[0].seller == (nobody if waits else there.address)
+        assert gone(explanation) == [(there.address, "answered")]
+    assert explanation.refused["cooling down after a failure"] == 1
+    way = router.book.way(nobody, known.model)
+    assert way is not None
+    assert way.failures == 0
     await router.close()
 
 
