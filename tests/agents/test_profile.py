@@ -205,7 +205,11 @@ def _only(entry: FeedbackEntry, word: Word) -> Repute:
     return Repute(record=None, words=(spoken,))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "[[1]]", '[["a", "b", -1, 0, 0]]', "[" * 100_000])
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "{", "[[1]]", '[["a", "b", -1, 0, 0]]', "[" * 100_000],
+    ids=["empty", "cut", "short", "negative", "deep"],
+)
 def test_what_was_heard_is_kept_and_a_damaged_file_is_left_aside(
     tmp_path: Path, damaged: str
 ) -> None:
