@@ -47,6 +47,7 @@ from .ports import (
     ModelInfo,
     Prompt,
     PromptRefused,
+    Unsupported,
     Usage,
     check_texts,
     failed,
@@ -534,6 +535,11 @@ class MarketCall:
 
     def _nobody(self, error: DealFailed) -> ComputeFailed:
         what = f"the model {self._prompt.model!r}" if self._prompt.model else "inference"
+        if lacks := self._market.scout.lacks(self._prompt):
+            words = {"vision": "that reads images", "tools": "that calls tools"}
+            words |= {"thinking": "that thinks aloud", "completion": "that writes"}
+            can = " and ".join(words[need] for need in lacks)
+            return Unsupported(f"{what} is not sold in a form {can}. Ask another model")
         return NoOffer(
             f"{what} could not be bought for at most {self._market.max_price}:"
             f" {error.why.rstrip('.')}. Raise the highest price, ask for another model, or see who"

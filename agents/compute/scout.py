@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId, Asset
 
+    from .ports import Capability, Prompt
     from .routing import RouteBook
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,16 @@ class Scout:
         await self.look(MODELS_AGE_MAX_S)
         names = dict.fromkeys((*self.names(), *sorted(self._told)))
         return [self._told.get(name, ModelInfo(name=name)) for name in names]
+
+    def lacks(self, prompt: Prompt) -> list[Capability]:
+        """Return what a prompt needs and no seller says that its models can; asks nobody."""
+        named = self._told.get(prompt.model or "")
+        known = [named] if named is not None else list(self._told.values())
+        return [
+            need
+            for need in prompt.needs()
+            if known and not any(need in info.capabilities for info in known)
+        ]
 
     async def look(self, age_max_s: float = MODELS_STALE_MAX_S, *, wait: bool = True) -> None:
         """Return once the book is no older than that; what is older is asked for meanwhile.

@@ -11,7 +11,15 @@ import pytest
 from coase.agents import Agent, BudgetExhausted, Job, Price
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import MarketCompute, Seam
-from coase.agents.compute.ports import Image, Message, ModelInfo, Prompt, Tool, ToolCall
+from coase.agents.compute.ports import (
+    Image,
+    Message,
+    ModelInfo,
+    Prompt,
+    Tool,
+    ToolCall,
+    Unsupported,
+)
 from coase.agents.compute.scout import told_of
 from coase.agents.inference import Stock, inference_agent, packed
 from coase.agents.seller import Windows
@@ -113,12 +121,16 @@ async def test_nobody_bids_for_what_its_model_cannot_do(place: Market) -> None:
     buyer = Agent("buyer", budget="0.1")
     await place.join(plain, buyer)
     compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50, reply_within_ms=200)
-    for prompt in (
-        Prompt.ask("add 3 and 4", tools=(SUM,)),
-        Prompt.ask("why?", thinking="low"),
-        Prompt(messages=(Message("user", "this", images=(Image(b"GIF89a"),)),)),
+    unlooked = Prompt.ask("why?", thinking="low")
+    with pytest.raises(ComputeFailed, match="could not be bought"):
+        await compute.complete(unlooked)
+    await compute.models()
+    for prompt, why in (
+        (Prompt.ask("add 3 and 4", tools=(SUM,)), "calls tools"),
+        (Prompt.ask("why?", thinking="low", model="echo"), "'echo' is not sold .* thinks aloud"),
+        (Prompt(messages=(Message("user", "", images=(Image(b"GIF89a"),)),)), "reads images"),
     ):
-        with pytest.raises(ComputeFailed, match="could not be bought"):
+        with pytest.raises(Unsupported, match=why):
             await compute.complete(prompt)
     compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
     unused = Prompt.ask("add 3 and 4", tools=(SUM,), tool_choice="none")
