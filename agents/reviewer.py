@@ -87,6 +87,7 @@ class Reviewer:
         """Sellers of whom an agent of ours would like to know, and which agents."""
         self._looked: dict[AgentId, float] = {}
         self._hearsay = Hearsay(directory / HEARSAY_FILE if directory is not None else None)
+        self._told: set[str] = set()
         self._met: dict[AgentId, set[AgentId]] = {}
         """Whom each of our agents has dealt with."""
         self._due: dict[str, tuple[float, float]] = {}
@@ -192,7 +193,7 @@ class Reviewer:
         )
         match made:
             case ChainUnavailable() | ConfigurationError():
-                self._try_again(name)
+                self._try_again(name, made)
             case Exception():
                 self._registered.add(agent.address)  # The registry refuses it for good.
             case record:
@@ -220,7 +221,7 @@ class Reviewer:
         age_ms = self._node.runtime.now_ms() - note.at_ms
         match said:
             case ChainUnavailable() | ConfigurationError() if age_ms < KEEP_MS:
-                self._try_again(note.name)
+                self._try_again(note.name, said)
             case _:
                 self._close(note)
 
@@ -355,10 +356,14 @@ class Reviewer:
         now = anyio.current_time()
         return [one for one in them if self._due.get(name(one), (0.0, 0.0))[0] <= now][:AT_ONCE]
 
-    def _try_again(self, name: str) -> None:
+    def _try_again(self, name: str, error: Exception) -> None:
         _, pause_s = self._due.get(name, (0.0, AGAIN_FIRST_S / 2))
         pause_s = min(2 * pause_s, AGAIN_MAX_S)
         self._due[name] = (anyio.current_time() + pause_s, pause_s)
+        # No coin, say: its owner can mend it, and has to be told, but not again and again.
+        if isinstance(error, ConfigurationError) and name not in self._told:
+            self._told.add(name)
+            log.error("%s waits: %s", name.partition(":")[0], error)
 
 
 def _entry(call: GiveFeedback, note: Note, paid: PaymentLog) -> FeedbackEntry:

@@ -140,7 +140,7 @@ async def test_a_seller_is_registered_praised_and_known_for_it(tmp_path: Path) -
 
 @pytest.mark.anyio
 async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with real_market(tmp_path) as market:
         seller = scribe("scribe")
@@ -209,6 +209,17 @@ async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
             assert [word.weight > 0 for word in repute.words] == [True, False, False, False]
             assert repute.prior(me=buyer.address) == (0, 0)
             assert repute.prior()[0] > 0
+
+            # Whoever is to be registered and cannot pay for it hears so, once.
+            broke = scribe("broke")
+            broke.profile = Profile(register=True)
+            await node.add(broke)
+            waiting = Reviewer(node, registries)
+            await worked(node, waiting)
+            await worked(node, waiting)
+            told = [line for line in caplog.messages if line.startswith("register waits: ")]
+            assert len(told) == 1
+            assert "too little of the chain's coin" in told[0]
 
 
 @pytest.mark.anyio

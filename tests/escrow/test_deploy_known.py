@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,7 +30,7 @@ from coase.escrow.backends.evm.settlement import EvmSettlement
 from coase.escrow.ports import MemoryTxStore
 from coase.escrow.presets import DEPLOYER_PROXY, DEPLOYER_PROXY_CODE
 from coase.escrow.voucher import CHANNELS, ChannelConfig, Fund
-from coase.protocol.errors import ConfigurationError
+from coase.protocol.errors import ChainUnavailable, ConfigurationError
 from coase.protocol.identity import Identity
 
 if TYPE_CHECKING:
@@ -95,7 +95,23 @@ async def test_what_is_missing_is_made_once_whoever_makes_it(
         told = await plan_known(chain, ALL)
         assert [piece.what for piece in told] == [*CHANNEL_PIECES, *REGISTRY_PIECES]
         begun = node.engine.head.number
+        # Cut short after two steps, before what was sent is known to be in a block.
+        sends = chain.send
+        left = [2]
+
+        async def send(*args: Any) -> Any:
+            left[0] -= 1
+            made = await sends(*args)
+            if left[0] == 0:
+                raise ChainUnavailable("the endpoint is away")
+            return made
+
+        monkeypatch.setattr(chain, "send", send)
+        with pytest.raises(ChainUnavailable):
+            await deploy_known(chain, MAKER, ALL)
+        assert sent_by(node, MAKER) == 2
         places = await deploy_known(chain, MAKER, ALL)
+        assert sent_by(node, MAKER) == len(told)
         assert {piece.what: piece.address for piece in told} == places
         made = node.engine.blocks[begun + 1 :]
         used = [done.gas_used for block in made for done in block.transactions]
