@@ -107,7 +107,11 @@ async def _best(config: ComputeConfig, say: Callable[[str], None]) -> Compute:
         compute = OllamaCompute(host, model=config.model or None, limits=config.limits)
         try:
             with anyio.fail_after(LIST_MAX_S):
-                names = [info.name for info in await compute.models()]
+                models = await compute.models()
+            # One that only makes vectors is of use to whoever names it, and answers nobody else.
+            names = [
+                info.name for info in models if config.model or "completion" in info.capabilities
+            ]
         except (ComputeFailed, TimeoutError) as error:
             names, why = [], f"since the Ollama at {host} does not tell its models ({error})"
         else:

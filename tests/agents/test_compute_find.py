@@ -33,14 +33,14 @@ def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def ollama_with(*names: str) -> Any:
+def ollama_with(*names: str, able: str = "completion") -> Any:
     async def ollama(request: Request) -> AsyncGenerator[bytes, None]:
         entries = [{"model": name, "name": name, "size": 1} for name in names]
         answers: dict[str, Any] = {
             "/api/version": {"version": "0.33.0"},
             "/api/tags": {"models": entries},
             "/api/ps": {"models": []},
-            "/api/show": {"capabilities": ["completion"]},
+            "/api/show": {"capabilities": [able], "model_info": {}},
         }
         yield json.dumps(answers[request.path]).encode()
 
@@ -66,6 +66,18 @@ async def test_an_ollama_without_a_model_leaves_it_to_the_embedded_engine(
     assert "embedded engine with small" in said[0]
     assert "has no model of its own" in said[0]
     await compute.close()
+
+
+async def test_an_ollama_that_only_makes_vectors_is_used_by_those_who_name_its_model(
+    model_file: Path,
+) -> None:
+    async with serving(ollama_with("minilm", able="embedding")) as server:
+        compute = await find_compute(ComputeConfig(url=server.url))
+        assert isinstance(compute, LlamaCppCompute)
+        await compute.close()
+        compute = await find_compute(ComputeConfig(url=server.url, model="minilm"))
+        assert isinstance(compute, OllamaCompute)
+        await compute.close()
 
 
 async def test_where_no_ollama_is_the_embedded_engine_is_used(
