@@ -107,6 +107,7 @@ class Explanation:
             "took_ms": self.took_ms,
             "paid": self.amount(self.paid_units),
             "paid_units": str(self.paid_units),
+            "open": self.amount(self.open_units) if self.open_units else "",
             "open_units": str(self.open_units),
         }
 
@@ -156,11 +157,12 @@ def told(document: Mapping[str, Any]) -> Iterator[str]:
         f"call {document['call']}: {models}, about {expected['input_tokens']} tokens in and"
         f" {expected['output_tokens']} out"
     )
-    first = document["first_ms"]
+    first, open_ = document["first_ms"], document.get("open", "")
     yield (
         f"  {document['outcome']} after {_seconds(document['took_ms'])}"
         + (f", the first token after {_seconds(first)}" if first is not None else "")
         + f"; it cost {document['paid']}"
+        + (f", and at most {open_} more, which is not settled" if open_ else "")
     )
     for at, attempt in enumerate(document["attempts"], 1):
         why = f" ({attempt['why']})" if attempt["why"] else ""

@@ -15,7 +15,7 @@ from coase.agents.charges import charging
 from coase.agents.compute import journey
 from coase.agents.compute.calllog import CallLog
 from coase.agents.compute.echo import EchoCompute
-from coase.agents.compute.explain import told
+from coase.agents.compute.explain import Attempt, Explanation, told
 from coase.agents.compute.gate import Limits
 from coase.agents.compute.journey import Journey, Leg
 from coase.agents.compute.market import MarketCompute
@@ -41,8 +41,6 @@ from tests.agents.test_compute_market import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
-
-    from coase.agents.compute.explain import Explanation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 ASKED = Prompt.ask(WORDS, max_tokens=400)
@@ -475,6 +473,22 @@ async def test_what_failed_is_kept_too(place: Market, tmp_path: Path) -> None:
         assert kept["attempts"][0]["outcome"] == "failed"
 
 
+def test_what_is_not_settled_yet_is_told() -> None:
+    attempt = Attempt(
+        seller="0x1",
+        place=Place.MARKET,
+        model="m",
+        outcome="failed",
+        why="it fell silent",
+        price_units=1_500,
+        paid_units=None,
+    )
+    made = Explanation(call="c", at_ms=1, attempts=(attempt,), symbol="COASE", decimals=6)
+    text = "\n".join(told(made.shown()))
+    assert "it cost 0 COASE, and at most 0.0015 COASE more, which is not settled" in text
+    assert "1. 0x1 with m: failed (it fell silent)" in text
+
+
 def test_a_log_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
     calls = CallLog(tmp_path)
     calls.close()
@@ -483,7 +497,6 @@ def test_a_log_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_beginning_that_several_calls_have_is_refused(tmp_path: Path) -> None:
-    from coase.agents.compute.explain import Explanation
     from coase.protocol.errors import ConfigurationError
 
     with closing(CallLog(tmp_path)) as calls:
