@@ -219,7 +219,9 @@ class InferenceBargain(SellerBargain):
         """Return the list price with the mark-up for load, or None if it cannot be done so."""
         embeds = request.capability.startswith("embedding-")
         names = self._stock.embedders if embeds else self._stock.names
-        if self._stock.away or (request.model and names and request.model not in names):
+        if self._stock.away or (self._stock.models and not names):
+            return None
+        if request.model and names and request.model not in names:
             return None
         model = request.model or (names[0] if names else "")
         if not self._stock.can(_needed(request), model):

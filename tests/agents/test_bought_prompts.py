@@ -137,6 +137,24 @@ async def test_nobody_bids_for_what_its_model_cannot_do(place: Market) -> None:
     assert (await compute.complete(unused)).text == "add 3 and 4"
 
 
+async def test_who_only_makes_vectors_writes_nothing(place: Market) -> None:
+    (info,) = await EchoCompute().models()
+    maker = inference_agent(
+        "maker",
+        price=Price.per_task("0.01"),
+        compute=EchoCompute(),
+        stock=Stock([replace(info, capabilities=("embedding",))]),
+        windows=PATIENT,
+    )
+    buyer = Agent("buyer", budget="0.1")
+    await place.join(maker, buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50, reply_within_ms=200)
+    with pytest.raises(ComputeFailed, match="could not be bought"):
+        await compute.complete(Prompt.ask("why?"))
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
+    assert len((await compute.embed(TEXTS)).vectors) == 2
+
+
 async def test_texts_have_the_context_each_for_itself(place: Market) -> None:
     (info,) = await EchoCompute().models()
     small = inference_agent(
