@@ -227,31 +227,35 @@ async def read_facts(
 
     owners, first = owners_of(places), reach.first
     facts = await read_balances(settlement, owners)
+    last = facts.head
+    if moves:
+        raws = {
+            tx.tx_hash: tx.raw
+            for place in places
+            if place.journal is not None
+            for tx in place.journal.transactions
+            if tx.is_whole
+        }
+        facts = replace(
+            facts,
+            moves=await read_moves(settlement, owners, first=first, last=last),
+            mined=await read_mined(settlement, raws, last=last),
+        )
     if reach.channels:
-        configs = [channel.config for channel in channels_of(places)]
         found = await read_channels(
-            settlement, owners, configs, contract=reach.channels, first=first, last=facts.head
+            settlement,
+            owners,
+            [channel.config for channel in channels_of(places)],
+            contract=reach.channels,
+            first=first,
+            last=last,
+            moves=facts.moves,
         )
         facts = replace(facts, channels=found)
     if reach.vault:
-        stakes = await read_stakes(
-            settlement, owners, vault=reach.vault, first=first, last=facts.head
-        )
+        stakes = await read_stakes(settlement, owners, vault=reach.vault, first=first, last=last)
         facts = replace(facts, stakes=stakes)
-    if not moves:
-        return facts
-    raws = {
-        tx.tx_hash: tx.raw
-        for place in places
-        if place.journal is not None
-        for tx in place.journal.transactions
-        if tx.is_whole
-    }
-    return replace(
-        facts,
-        moves=await read_moves(settlement, owners, first=first, last=facts.head),
-        mined=await read_mined(settlement, raws, last=facts.head),
-    )
+    return facts
 
 
 def holdings_of(facts: ChainFacts, places: list[Place]) -> list[Holding]:

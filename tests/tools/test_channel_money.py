@@ -22,11 +22,13 @@ from coase.agents.takeback import WHY, Pass, TakeBack, TakeBacks
 from coase.agents.wallet import Reach, read_facts, read_places
 from coase.agents.wiring import open_settlement, view_settlement
 from coase.escrow.backends.evm.beside import Channel
-from coase.escrow.backends.evm.channels import EvmChannels
+from coase.escrow.backends.evm.chain import Request
+from coase.escrow.backends.evm.channels import EvmChannels, channels_abi
 from coase.escrow.backends.keystore import open_keyring
 from coase.escrow.ports import MemoryTxStore
 from coase.escrow.stake import Deposit, Unbond
 from coase.escrow.voucher import AskWithdrawal, ChannelConfig, Fund
+from coase.protocol.identity import Identity, keccak256
 from tests.agents.realmarket import FUNDS, RealMarket, buy, real_market, scribe
 from tests.tools.commands import Home
 
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from coase.escrow.backends.evm.moves import ChainFacts
     from coase.escrow.backends.evm.settlement import EvmSettlement
     from coase.escrow.voucher import ChannelView
-    from coase.protocol.identity import Identity
 
 pytestmark = pytest.mark.xdist_group("channel-money")
 
@@ -427,7 +428,9 @@ class Till:
         salt = number.to_bytes(32, "big")
         return ChannelConfig(payer, payer, receiver, receiver, token, DELAY_S, salt)
 
-    async def deposit(self, config: ChannelConfig, units: int, *, ask: bool = False) -> None:
+    async def deposit(
+        self, config: ChannelConfig, units: int, *, ask: bool = False, relay: Identity | None = None
+    ) -> None:
         """Fill a channel from elsewhere: nothing of it is in the journal."""
         settlement = await view_settlement(self.market.network)
         assert isinstance(settlement.chain.store, MemoryTxStore)
@@ -435,7 +438,12 @@ class Till:
             channels = await EvmChannels.beside(settlement)
             head = await settlement.head()
             fund = Fund(config, units, config.salt, head.time_s + 3_600)
-            await channels.perform(f"fund{config.salt.hex()}", fund, self.key)
+            if relay is not None:
+                data = channels._call_data(fund, self.key)
+                request = Request(channels.domain.contract, data, 400_000)
+                await settlement.chain.send("relay", relay, request, channels_abi())
+            else:
+                await channels.perform(f"fund{config.salt.hex()}", fund, self.key)
             if ask:
                 await channels.perform("ask", AskWithdrawal(config, units), self.key)
         finally:
@@ -552,17 +560,23 @@ def test_a_lost_channel_comes_home_once_whenever_it_dies(world: World) -> None:
     shutil.rmtree(till.path)  # What was done without its journal stays a difference.
 
 
-def test_what_is_done_with_a_key_elsewhere_is_named(world: World) -> None:
+@pytest.mark.parametrize("relay", [None, Identity(keccak256(b"relay"))], ids=["sent", "relayed"])
+def test_what_is_done_with_a_key_elsewhere_is_named(world: World, relay: Identity | None) -> None:
     till = Till(world.market, world.market.place("leaky"))
     world.home.call("keys", "new", "till", "--state", str(till.path))
     world.portal.call(world.market.fund, till.key.address)
+    if relay is not None:
+        world.portal.call(partial(world.market.fund, relay.address, units=0))
     config = till.config(world.addresses["seller"], 0)
-    world.portal.call(partial(till.deposit, config, 50, ask=True))
+    world.portal.call(partial(till.deposit, config, 50, ask=relay is None, relay=relay))
     try:
         found = lines(world.audit(till.path))
     finally:
         shutil.rmtree(till.path)
-    for said in ("the journal does not know it", "were deposited by a", "was asked for by a"):
+    named = ["the journal does not know it", "were deposited by a"]
+    named += ["was asked for by a", "of this key are on the chain"] if relay is None else []
+    assert len(found) == len(named)
+    for said in named:
         assert any(said in line for line in found), found
 
 

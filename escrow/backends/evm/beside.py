@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from coase.protocol.terms import Domain
     from coase.protocol.types import AgentId
 
+    from .moves import Move
     from .rpc import Endpoint
     from .settlement import EvmSettlement
 
@@ -94,11 +95,13 @@ async def read_channels(
     contract: AgentId,
     first: int,
     last: int,
+    moves: Sequence[Move] = (),
 ) -> ChannelFacts:
     """Return the channels of ``owners`` as of block ``last``.
 
     They are ``known``, and whatever their keys deposited into or claimed from since ``first``: so
-    those of a lost journal are found again.
+    those of a lost journal are found again. With their ``moves`` also those that somebody else
+    filled with their signature, as a facilitator of x402 does.
 
     :raises ChainUnavailable: if the endpoint does not answer sensibly
     """
@@ -107,7 +110,8 @@ async def read_channels(
     configs = {one.channel_id(domain): one for one in known}
     try:
         found = await _found(endpoint, contract, owners, first=first, last=last)
-        unknown = [one for one in found if one not in configs]
+        found += await _filled(endpoint, contract, owners, moves)
+        unknown = [one for one in dict.fromkeys(found) if one not in configs]
         configs |= await _configs(endpoint, domain, unknown, first=first, last=last)
         token = settlement.asset.token
         ours = set(owners)
@@ -158,6 +162,25 @@ async def _found(
         for raw in await logs_of(endpoint, query, first, last):
             ids[bytes.fromhex(raw["topics"][1][2:])] = None
     return list(ids)
+
+
+async def _filled(
+    endpoint: Endpoint, contract: AgentId, owners: Sequence[AgentId], moves: Sequence[Move]
+) -> list[bytes]:
+    """Return the ids of the channels that were filled where these keys paid into some."""
+    takers, ours = (contract, *collectors_of(contract)), set(owners)
+    told = [move.tx_hash for move in moves if move.source in ours and move.to in takers]
+    asked: list[tuple[str, list[Any]]] = [
+        ("eth_getTransactionReceipt", [tx_hash]) for tx_hash in dict.fromkeys(told)
+    ]
+    receipts = await endpoint.ask_many(asked) if asked else []
+    topic = "0x" + channels_abi().topic(_DEPOSITED).hex()
+    return [
+        bytes.fromhex(raw["topics"][1][2:])
+        for receipt in receipts
+        for raw in receipt["logs"]
+        if raw["topics"] and raw["topics"][0] == topic and raw["address"].lower() == contract
+    ]
 
 
 async def _configs(
