@@ -7,18 +7,24 @@ cd "$(dirname "$0")/.."
 list=scripts/slither-requirements.txt
 folder=.slither
 stamp=$folder/installed
-uv=$(command -v uv || ls ../../.venv/bin/uv 2>/dev/null || true)
 python=${PYTHON:-$(ls ../../.venv/bin/python 2>/dev/null || echo python3)}
 
-install() {
+with_pip() {
     rm -rf "$folder"
-    if [ -n "$uv" ]; then
-        "$uv" venv --quiet --no-project --python "$python" "$folder" &&
-            "$uv" pip install --quiet --python "$folder/bin/python" -r "$list"
-    else
-        "$python" -m venv "$folder" &&
-            "$folder/bin/pip" install --quiet --disable-pip-version-check -r "$list"
-    fi
+    "$python" -m venv "$folder" &&
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
+}
+
+with_uv() {
+    rm -rf "$folder"
+    "$1" venv --quiet --no-project --python "$python" "$folder" &&
+        "$1" pip install --quiet --python "$folder/bin/python" -r "$list"
+}
+
+# A machine may be set up for one of them only, and a Python may lack what makes environments.
+install() {
+    { command -v uv >/dev/null && with_uv uv; } || with_pip ||
+        { [ -x ../../.venv/bin/uv ] && with_uv ../../.venv/bin/uv; }
 }
 
 if ! cmp -s "$list" "$stamp"; then
