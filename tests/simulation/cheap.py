@@ -9,10 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from coase.agents.ports import Codec
+from coase.escrow import voucher
 from coase.protocol.envelope import digest, pack
 from coase.protocol.errors import BadSignature, Refused
 from coase.protocol.identity import SIGNATURE_SIZE_BYTES, Identity, keccak256
@@ -20,6 +23,7 @@ from coase.protocol.messages import SEALED
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Iterator
 
     from coase.protocol.messages import Header
 
@@ -41,7 +45,25 @@ class CheapIdentity(Identity):
 
 def cheap_signature(signed: bytes, signer: str) -> bytes:
     """Return what ``signer`` would sign a digest with."""
-    return blake2b(signed, key=signer.encode(), digest_size=64).digest() + b"\x1b"
+    proof = blake2b(signed, key=signer.encode(), digest_size=44).digest()
+    return bytes.fromhex(signer[2:]) + proof + b"\x1b"
+
+
+def cheap_signer(signed: bytes, signature: bytes) -> str:
+    """Return who signed a digest: what is asked of a voucher.
+
+    :raises BadSignature: if nobody did
+    """
+    signer = "0x" + signature[:20].hex()
+    require_cheap_signer(signed, signature, signer)
+    return signer
+
+
+@contextmanager
+def cheap_vouchers() -> Iterator[None]:
+    """Let vouchers carry cheap signatures as well, for a while."""
+    with patch.object(voucher, "recover", cheap_signer):
+        yield
 
 
 def is_cheaply_signed(signed: bytes, signature: bytes, signer: str) -> bool:
@@ -128,6 +150,22 @@ class CheapCodec(Codec):
     def public_key(self, secret: bytes) -> str:
         """Return the public key of ``secret`` as hex."""
         return blake2b(secret, digest_size=32).hexdigest()
+
+
+class TwistingCodec(CheapCodec):
+    """Says of what it pays something else than its desk meant to."""
+
+    def __init__(
+        self, identity: Identity, *, net: str, twist: Callable[[str, bytes], bytes]
+    ) -> None:
+        super().__init__(identity, net=net)
+        self._twist = twist
+
+    def encode(self, *, kind: str, plain: bytes, deal: str, **rest: object) -> bytes:
+        """Return an envelope whose voucher may be another."""
+        if kind == "voucher":
+            plain = self._twist(deal, plain)
+        return super().encode(kind=kind, plain=plain, deal=deal, **rest)  # type: ignore[arg-type]
 
 
 class LyingCodec(CheapCodec):

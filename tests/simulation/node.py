@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from coase.agents.bargain import STYLES, BuyerBargain
 from coase.agents.buyer import BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
 from coase.agents.desk import Desk
+from coase.agents.firm import Firm
 from coase.agents.ports import Codec, Record, SeededChance
 from coase.agents.purse import Budget
 from coase.agents.purse import Purse as RealPurse
 from coase.agents.seller import Quote, SellerDesk, Ware, Windows
-from coase.agents.steps import DoCheck, DoWork, Notice, OnChain, Publish, Step, Transmit
+from coase.agents.steps import (
+    DoCheck,
+    DoWork,
+    Notice,
+    OnChain,
+    OnChannel,
+    Publish,
+    Step,
+    Transmit,
+)
 from coase.protocol.effects import Answer, Dispute, Open
 from coase.protocol.errors import BudgetExhausted, CallReverted, ChainUnavailable
 from coase.protocol.identity import Identity, keccak256
+from coase.protocol.joincode import SECRET_BYTES, JoinCode
 from coase.protocol.messages import AWAITED
 from coase.protocol.session import Margins
 from coase.protocol.states import Role
 from coase.protocol.types import units_to_text
-from tests.simulation.cheap import CheapCodec, CheapIdentity, LyingCodec, require_cheap_signer
+from tests.simulation.cheap import (
+    CheapCodec,
+    CheapIdentity,
+    LyingCodec,
+    TwistingCodec,
+    require_cheap_signer,
+)
+from tests.simulation.till import CHUNK_MAX_UNITS, INPUT_MAX, OUTPUT_MAX, RATE, TWISTS, Till
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,6 +56,7 @@ MARGINS: Final = Margins(chain_s=20, settle_patience_ms=4_000, halt_s=0)
 DELIVER_WITHIN_S: Final = 60
 RECEIPT_WAIT_BLOCKS: Final = 3
 LARGE_BYTES: Final = 100_000
+FIRM: Final = Firm("firm", JoinCode.of(b"\1" * SECRET_BYTES))
 
 
 class Crash(Exception):
@@ -121,14 +140,25 @@ class Trader:
         """Return a quote, or none in one of twenty cases."""
         if self.node.rng.random() < 0.05:
             return None
+        if request.output_max:
+            return self._by_token((request.input_max + request.output_max) * RATE // 1_000_000)
         price = self.node.rng.choice((900, 1_000, 1_100, 1_300))
+        if request.settlements[0] == "channel":
+            price = self.node.rng.choice((CHUNK_MAX_UNITS - 20, CHUNK_MAX_UNITS + 20))
         metered = self.node.rng.randrange(100) < self.node.world.plan.metered_percent
         pricing, prices = ("tokens", {"output": 5}) if metered else ("fixed", {})
         return Quote(price, DELIVER_WITHIN_S, pricing=pricing, metered=prices)
 
+    @staticmethod
+    def _by_token(price_units: int) -> Quote:
+        rates = {"input": RATE, "output": RATE}
+        return Quote(price_units, DELIVER_WITHIN_S, pricing="tokens", metered=rates)
+
     def answer(self, thread: Thread, *, now_ms: int) -> Quote | None:
         """Return the answer to a counter-offer."""
         theirs = thread.agreed_terms
+        if theirs.work.output_price_units == RATE:
+            return None if self.node.rng.random() < 0.1 else self._by_token(theirs.price_units)
         if theirs.price_units < 700 or self.node.rng.random() < 0.1:
             return None
         work = theirs.work
@@ -168,6 +198,7 @@ class Node:
         self.asked: dict[str, str] = {}
         """Requests by id, and whether they ended: empty while not."""
         self.points, self.crash_at, self.crashes = 0, 0, 0
+        self.vanish_at = 0
         self.commits, self.fail_commit_at = 0, 0
         self.last_crash_ms = -(10**9)
 
@@ -194,16 +225,18 @@ class Node:
             margins=MARGINS,
             **verify,
         )
+        self.till = Till(self, desk)
         arbiters = () if world.plan.arbiter == "none" else (world.arbiter,)
         if self.sells:
             seller = SellerDesk(desk, agent=self.name, arbiters=arbiters)
             seller.sell(
                 Ware("echo", INPUT_SCHEMA, OUTPUT_SCHEMA, Trader(self), capacity=4, windows=WINDOWS)
             )
+            seller.firm = self._firm
             desk.seller = seller
         if self.buys:
             desk.buyer = self.buyer = BuyerDesk(desk, arbiters=arbiters)
-            self.buyer.reserve = self.purse
+            self.buyer.reserve, self.buyer.firm = self.purse, self._firm
         records = self.store.records()
         desk.replay(records, now_ms=self.clock())
         if self.buys:
@@ -224,7 +257,15 @@ class Node:
         if "lies" in self.vices.values():
             rng, chance = self.rng, 0.15
             return LyingCodec(self.identity, net="sim", rng=rng, chance=chance)
+        if self.vices.get(Role.BUYER, "") in TWISTS:
+            return TwistingCodec(
+                self.identity, net="sim", twist=lambda deal, plain: self.till.twist(deal, plain)
+            )
         return CheapCodec(self.identity, net="sim")
+
+    def _firm(self) -> Firm | None:
+        """Return the firm, to which one agent of each kind belongs."""
+        return FIRM if self.name.endswith("0") else None
 
     def crash(self, why: str) -> None:
         """End this life; the next one begins after a short while, or never."""
@@ -243,7 +284,11 @@ class Node:
 
     def point(self, where: str) -> None:
         """A point at which the power may go."""
+        if self.world.closing:
+            return
         self.points += 1
+        if self.points == self.vanish_at:
+            self.vanish()
         if self.points == self.crash_at:
             raise Crash(where)
         plan = self.world.plan
@@ -315,6 +360,7 @@ class Node:
             deliver_within_s=DELIVER_WITHIN_S,
             reply_within_ms=self.rng.choice((500, 1_500)),
             bids_max=self.rng.choice((1, 2, 16)),
+            **self._payment(),
         )
         try:
             ask, step = self.buyer.ask(wish, self._strategy(), now_ms=self.clock())
@@ -322,6 +368,17 @@ class Node:
             return  # Whoever has spent all does not even ask.
         self.asked[ask.request_id] = ""
         self.take(step)
+
+    def _payment(self) -> dict[str, Any]:
+        """Return how a request may be paid."""
+        plan, draw, methods = self.world.plan, self.rng.randrange, ["escrow"]
+        if plan.channel_percent and draw(100) < plan.channel_percent:
+            methods.insert(0, "channel")
+        if plan.firm_percent and draw(100) < plan.firm_percent:
+            methods.insert(0, "none")
+        counted = methods[0] == "channel" and self.rng.random() < 0.85
+        tokens = {"input_max": INPUT_MAX, "output_max": OUTPUT_MAX} if counted else {}
+        return {"settlements": tuple(methods), **tokens}
 
     def _strategy(self) -> BuyerStrategy:
         """Return a strategy of this file, or the one that agents have."""
@@ -342,6 +399,7 @@ class Node:
     def take(self, step: Step) -> None:
         """Journal a step, and perform it at once or after the commit."""
         self.point("stepped")
+        self.world.payments.stepped(self, step)
         if step.records or step.closed:
             self.store.queue.append((step.records, step.closed))
             if not self.commit_due:
@@ -397,6 +455,8 @@ class Node:
         if not self.up:
             return
         self.guard(self._receipts)()
+        if self.world.plan.streams:
+            self.guard(self.till.on_block)()
         if self.up and self.desk.watched():
             self.world.later(self.rng.randint(0, 800), self.guard(self._look))
         elif self.up:
@@ -408,6 +468,8 @@ class Node:
         depth_s = chain.head(depth).time_s
         step = self.desk.look(views, head=chain.head(), depth_s=depth_s, now_ms=self.clock())
         self.take(step)
+        if self.world.plan.streams:
+            self.till.look()
 
     # ---- effects -------------------------------------------------------------------------------
 
@@ -426,6 +488,8 @@ class Node:
                 self.world.publish(self, effect.wire)
             case OnChain():
                 self._call(effect)
+            case OnChannel():
+                self.till.fund(effect)
             case DoWork():
                 self._start_work(effect.deal)
             case DoCheck():
@@ -448,6 +512,7 @@ class Node:
             "no_task": ("task", "piece"),
             "no_settle": ("settle",),
             "false_dispute": ("settle",),
+            "no_voucher": ("voucher",),
         }
         if kind in kept_back.get(self.vice_here(deal), ()):
             return
@@ -499,14 +564,17 @@ class Node:
 
     def _start_work(self, deal: str) -> None:
         vice = self.vice(deal, Role.SELLER)
-        if vice == "vanishes":
+        thread = self.desk.threads.get(deal)
+        streamed = thread is not None and thread.streamed
+        if vice == "vanishes" and not streamed:
             self.vanish()
         if vice == "no_delivery":
             return
         delay = self.rng.randint(50, 1_500)
         if vice == "late":
             delay += 1_000 * (DELIVER_WITHIN_S + 40)
-        self.world.later(delay, self.guard(self._work), deal)
+        work = self.till.begin if streamed else self._work
+        self.world.later(delay, self.guard(work), deal)
 
     def _work(self, deal: str) -> None:
         thread = self.desk.threads.get(deal)
@@ -534,7 +602,9 @@ class Node:
         thread = self.desk.threads.get(deal)
         if thread is None or thread.result is None or thread.task is None:
             return
-        good = thread.result.result == self.world.answer(thread.task.task)
+        made, task = thread.result.result, thread.task.task
+        text = json.dumps({"text": self.world.text(task)})
+        good = made == (text if thread.streamed else self.world.answer(task))
         if self.vice(deal, Role.BUYER) == "false_dispute":
             good = False
         verdict = "good" if good else "not what was asked for"

@@ -17,8 +17,24 @@ SELLER_VICES = (
     "lies",
     "late",
     "no_answer",
+    "overcounts",
+    "other_text",
+    "stops",
 )
-BUYER_VICES = ("no_lock", "no_task", "no_settle", "false_dispute", "no_check", "vanishes", "lies")
+BUYER_VICES = (
+    "no_lock",
+    "no_task",
+    "no_settle",
+    "false_dispute",
+    "no_check",
+    "vanishes",
+    "lies",
+    "no_voucher",
+    "underpays",
+    "stale_voucher",
+    "foreign_voucher",
+    "arms",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +85,10 @@ class Plan:
     metered_percent: int = 0
     rounds_percent: int = 0
     """Of the requests, how many are bargained for as agents do it."""
+    channel_percent: int = 0
+    """Of the requests, how many would rather be paid by a channel."""
+    firm_percent: int = 0
+    """Of the requests, how many would rather be for nothing, as they are within a firm."""
 
     @property
     def calm(self) -> bool:
@@ -82,9 +102,16 @@ class Plan:
             large_percent=self.large_percent,
             metered_percent=self.metered_percent,
             rounds_percent=self.rounds_percent,
+            channel_percent=self.channel_percent,
+            firm_percent=self.firm_percent,
             real_keys=self.real_keys,
             confirmations=self.confirmations,
         )
+
+    @property
+    def streams(self) -> bool:
+        """Whether there are channels at all."""
+        return bool(self.channel_percent or self.firm_percent)
 
     @classmethod
     def draw(cls, seed: int, rng: random.Random, *, asks: int = 0) -> Plan:
@@ -98,6 +125,8 @@ class Plan:
             "large_percent": rng.choice((0, 0, 5)),
             "metered_percent": rng.choice((0, 30)),
             "confirmations": rng.choice((0, 1, 2, 3)),
+            "channel_percent": rng.choice((0, 50, 50, 100)),
+            "firm_percent": rng.choice((0, 0, 30)),
         }
         real = seed % 50 == 7
         if real:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
@@ -21,9 +22,11 @@ from coase.protocol.identity import keccak256
 from coase.protocol.messages import capability_id, schemas_hash
 from coase.protocol.states import Role, State
 from coase.protocol.types import ZERO_ADDRESS, Asset, How, Phase
-from tests.simulation.cheap import is_cheaply_signed
+from tests.simulation.cheap import cheap_vouchers, is_cheaply_signed
 from tests.simulation.eve import Eve
+from tests.simulation.ledger import Ledger, Sent
 from tests.simulation.node import INPUT_SCHEMA, LARGE_BYTES, MARGINS, OUTPUT_SCHEMA, Node
+from tests.simulation.payments import Payments
 from tests.simulation.plan import BUYER_VICES, SELLER_VICES, Plan
 
 if TYPE_CHECKING:
@@ -96,6 +99,8 @@ class World:
             time_s=START_MS // 1_000,
             verify=is_signed_by if self.plan.real_keys else is_cheaply_signed,
         )
+        self.ledger = Ledger(self.asset, time_s=START_MS // 1_000)
+        self.payments = Payments(self)
         self.arbiter = "0x" + "a7" * 20
         self.schemas = schemas_hash(INPUT_SCHEMA, OUTPUT_SCHEMA)
         self.capability = capability_id("echo", self.schemas)
@@ -111,6 +116,8 @@ class World:
         self.rulings: dict[bytes, int] = {}
         self.cut: frozenset[str] = frozenset()
         self.halted_until = 0
+        self.closing = False
+        """Whether all has happened and only the books are closed."""
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.nodes = self._people()
@@ -130,6 +137,7 @@ class World:
                     cheap = vice != "lies" or not plan.real_keys
                     node.vices[side] = vice if cheap else ""
             self.chain.mint(node.me, MINTED_UNITS, approve=True)
+            self.ledger.mint(node.me, MINTED_UNITS)
             node.boot()
         return nodes
 
@@ -137,11 +145,12 @@ class World:
         plan, faults = self.plan, self.chain.faults
         if plan.lose_call_permille:
             faults.lose_call = self._loses
+            self.ledger.loses = self._loses
         if plan.lose_receipt_permille:
             permille = plan.lose_receipt_permille
             faults.lose_receipt = lambda _: self.rng.randrange(1_000) < permille
 
-    def _loses(self, transaction: Transaction) -> bool:
+    def _loses(self, transaction: Transaction | Sent) -> bool:
         """Lose a call, but each at most once: a chain that takes nothing keeps no promise."""
         key = (transaction.caller, transaction.effect_id)
         if key in self.lost_calls or self.rng.randrange(1_000) >= self.plan.lose_call_permille:
@@ -182,6 +191,10 @@ class World:
 
         :raises Violation: if an invariant is broken
         """
+        with nullcontext() if self.plan.real_keys else cheap_vouchers():
+            return self._run()
+
+    def _run(self) -> Report:
         plan = self.plan
         buyers = [node for node in self.nodes if node.buys]
         for n in range(plan.asks if buyers else 0):
@@ -207,7 +220,7 @@ class World:
             seed=self.seed,
             digest=self._digest.hexdigest(),
             asks=plan.asks,
-            deals=len(self.deals),
+            deals=len(self.deals) + len(self.payments.deals),
             events=self.happened,
             virtual_s=(self.now - START_MS) // 1_000,
             outcomes=self.outcomes,
@@ -224,12 +237,18 @@ class World:
         """Return what a good seller makes of a task."""
         return '{"x":"done ' + task + '"}'
 
+    def text(self, task: str) -> str:
+        """Return what a good seller writes on a task, where it is paid word by word."""
+        count = 8 + keccak256(task.encode())[0] % 90
+        return f"On {task[:20]}: " + " ".join(f"word{n}" for n in range(count)) + "."
+
     def _idle(self) -> bool:
         return all(
             node.vanished
             or (
                 node.up
                 and not (node.desk.threads or node.calls or node.store.queue)
+                and not node.till.calls
                 and all(node.asked.values())
             )
             for node in self.nodes
@@ -314,6 +333,7 @@ class World:
         if self.plan.blacklist:
             self._ban()
         self._sealed(self.chain.seal(self.now // 1_000))
+        self._settled(self.now // 1_000)
         self._judge()
         for node in self.nodes:
             node.on_block()
@@ -339,8 +359,35 @@ class World:
         dropped = chain.reorg(depth, drop=drop)
         self.note(None, f"reorg of {depth}, {len(dropped)} dropped")
         self.counts["reorgs"] += 1
+        self._undo(depth, times)
         for time_s in times:
             self._sealed(chain.seal(time_s))
+
+    def _undo(self, depth: int, times: list[int]) -> None:
+        """Undo the same blocks of the channels."""
+        depth = min(depth, self.ledger.height)
+        if not depth:
+            return
+
+        def keep(sent: Sent) -> bool:
+            key = (sent.caller, sent.effect_id)
+            if key in self.lost_calls or self.rng.random() < 0.7:
+                return True
+            self.lost_calls.add(key)
+            return False
+
+        self.ledger.undo(depth, keep)
+        for time_s in times[-depth:]:
+            self._settled(time_s)
+
+    def _settled(self, time_s: int) -> None:
+        """Make a block of the channels."""
+        if not self.plan.streams:
+            return
+        for sent, error in self.ledger.seal(time_s):
+            name = type(sent.call).__name__
+            self.note(self.by_address.get(sent.caller), f"channels: {name} {error or 'ok'}")
+            self.counts[f"channels: {name} {error}".rstrip()] += 1
 
     def _sealed(self, block: Block) -> None:
         for transaction, refusal in block.outcomes:
@@ -438,6 +485,7 @@ class World:
 
     def recorded(self, node: Node, record: Record) -> None:
         """Take note of what is on a disk."""
+        self.payments.recorded(node, record)
         if record.kind == "said" and b'"kind":"result"' in record.data[:24]:
             thread = node.desk.threads.get(record.deal)
             if thread is not None and thread.result is not None:
@@ -463,6 +511,8 @@ class World:
                 committed = self._committed(node)
                 within = committed <= node.limit_units
                 self.require(within, node, "is above its limit", committed, node.limit_units)
+        if self.plan.streams:
+            self.payments.watch()
         if head_s % 16 == 0:
             self.chain.check()
 
@@ -470,7 +520,7 @@ class World:
         """Return what a buyer has set aside, locked and spent, the chain's word first."""
         aside = dict(node.purse.reserved)
         gone = sum(max(self.outflow(job), aside.pop(job.deal, 0)) for job in self.jobs_of(node.me))
-        return gone + sum(aside.values())
+        return gone + sum(aside.values()) + self.payments.spent(node)
 
     def _nobody_there(self, deal: OnChainDeal) -> bool:
         # What was undone under the feet of those who had closed their books is nobody's any more.
@@ -500,6 +550,9 @@ class World:
             self._settled_rightly(deal)
             self._told_the_same(deal)
         self._unopened()
+        self.closing = True
+        if self.plan.streams:
+            self.payments.finish()
         self._tally()
 
     def _settled_rightly(self, deal: OnChainDeal) -> None:
@@ -562,7 +615,7 @@ class World:
             self.require(told, node, "tells another end", deal.deal, state, summary)
 
     def _unopened(self) -> None:
-        opened = {deal.deal for deal in self.deals.values()}
+        opened = {deal.deal for deal in self.deals.values()} | self.payments.deals.keys()
         for node in self.nodes:
             for deal, summary in node.store.summaries.items():
                 if deal not in opened:
@@ -573,8 +626,11 @@ class World:
         for deal in self.deals.values():
             job = self.chain.job(deal.job_id)
             self.outcomes[f"{job.how.name.lower().replace('_', ' ')}"] += 1
+        self.outcomes.update(self.payments.tally())
         asks = sum(len(node.asked) for node in self.nodes)
-        self.outcomes["no deal"] += asks - len(self.deals)
-        if self.plan.calm:
-            settled = self.outcomes["settled"]
-            self.require(settled == asks - self.outcomes["no deal"], None, "calm and not settled")
+        deals = self.outcomes.total()
+        self.outcomes["no deal"] += asks - deals
+        if self.plan.calm and not any(node.vanished for node in self.nodes):
+            good = ("settled", "channel settled", "none settled")
+            settled = sum(self.outcomes[name] for name in good)
+            self.require(settled == deals, None, "calm and not settled", self.outcomes)

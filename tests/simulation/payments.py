@@ -1,0 +1,269 @@
+"""What must never happen with channels: to their money, to what is signed, and to what is sent."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from coase.agents.metering import is_counted, result_units, stream_units
+from coase.escrow.accounts import (
+    ChunkSent,
+    VoucherPromised,
+    VoucherTaken,
+    decode_record,
+)
+from coase.protocol.session import limit_s
+from coase.protocol.states import BOUND, Role, State
+from tests.simulation.till import CHUNK_MAX_UNITS, DEALS_MAX, TWISTS
+
+if TYPE_CHECKING:
+    from coase.agents.ports import Record
+    from coase.agents.steps import Step
+    from coase.protocol.session import Thread
+    from tests.simulation.node import Node
+    from tests.simulation.world import World
+
+SENT: Final = (b'{"kind":"chunk"', b'{"kind":"result"')
+
+
+@dataclass(slots=True)
+class Tab:
+    """One channel, as the disks of its two sides tell of it."""
+
+    buyer: str
+    seller: str
+    promised_units: int = 0
+    totals: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """Each total that was signed: for which deal, and by how much more."""
+    taken_units: int = 0
+    sent_units: int = 0
+    """What the seller delivered, in all."""
+
+
+@dataclass(slots=True)
+class Streamed:
+    """One deal without an escrow."""
+
+    deal: str
+    buyer: Node
+    seller: Node
+    method: str
+    signed_units: int = 0
+    """What its buyer signed away for it."""
+    sent_units: int = 0
+    got_units: int = 0
+    locked: set[str] = field(default_factory=set)
+
+
+class Payments:
+    """The checks of a world with channels."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.tabs: dict[str, Tab] = {}
+        self.deals: dict[str, Streamed] = {}
+
+    # ---- as it happens -----------------------------------------------------------------------
+
+    def stepped(self, node: Node, step: Step) -> None:
+        """Look at what a node is about to say of its streams."""
+        for effect in step.effects:
+            thread = getattr(effect, "thread", None)
+            if thread is None or not thread.streamed:
+                continue
+            if thread.state in BOUND:
+                self._know(node, thread)
+            if effect.kind == "said:voucher":  # type: ignore[union-attr]
+                self._paying(node, thread)
+
+    def _know(self, node: Node, thread: Thread) -> None:
+        found = self.deals.get(thread.deal)
+        if found is None:
+            other = self.world.by_address[thread.counterparty]
+            buyer, seller = (node, other) if thread.side is Role.BUYER else (other, node)
+            found = Streamed(thread.deal, buyer, seller, thread.method)
+            self.deals[thread.deal] = found
+        if thread.state is not State.AGREED:
+            found.locked.add(node.name)
+
+    def _paying(self, node: Node, thread: Thread) -> None:
+        """Require that a buyer pays for no more than came and was good."""
+        terms = thread.agreed_terms
+        task = thread.task.task if thread.task is not None else ""
+        worth = stream_units(terms, task, thread.shown)
+        if thread.result is not None and thread.verdict == "good":
+            asked = int(thread.result.to_seller_units)
+            fair = result_units(thread, thread.result.result) if is_counted(terms) else asked
+            worth = max(worth, min(asked, fair))
+        paid = thread.paid_units <= min(worth, terms.price_units)
+        self.world.require(paid, node, "paid for more than came", thread.deal, thread.paid_units)
+
+    def recorded(self, node: Node, record: Record) -> None:
+        """Take note of what is on a disk."""
+        if record.kind == "channel":
+            row = json.loads(record.data)["config"]
+            self.tabs.setdefault(record.deal, Tab(row["payer"], row["receiver"]))
+        elif record.kind == "voucher":
+            self._moved(node, record)
+        elif record.kind == "said" and record.data.startswith(SENT):
+            self._said(node, record)
+
+    def _moved(self, node: Node, record: Record) -> None:
+        tab, require = self.tabs[record.deal], self.world.require
+        match decode_record(record.data):
+            case VoucherPromised(deal, units, total):
+                again = tab.totals.get(total)
+                require(again is None, node, "signed a total twice", deal, again)
+                grown = total == tab.promised_units + units
+                require(grown, node, "forgot what was signed", total, tab.promised_units)
+                tab.promised_units, tab.totals[total] = total, (deal, units)
+                self.deals[deal].signed_units += units
+            case VoucherTaken(deal, units, total, _):
+                signed = tab.taken_units < total <= tab.promised_units
+                require(signed, node, "took a voucher that was not signed", deal, total)
+                tab.taken_units = total
+                self.deals[deal].got_units += units
+            case ChunkSent(deal, units):
+                self._sent(node, tab, self.deals[deal], units)
+
+    def _sent(self, node: Node, tab: Tab, deal: Streamed, units: int) -> None:
+        require = self.world.require
+        deal.sent_units += units
+        tab.sent_units += units
+        require(units <= CHUNK_MAX_UNITS, node, "sent too large a chunk", deal.deal, units)
+        open_units = tab.sent_units - tab.taken_units
+        most = CHUNK_MAX_UNITS * DEALS_MAX
+        require(open_units <= most, node, "delivered too much unpaid", deal.deal, open_units)
+
+    def _said(self, node: Node, record: Record) -> None:
+        """Require that all that leaves and costs something was counted before."""
+        deal = self.deals.get(record.deal)
+        if deal is None or deal.method != "channel":
+            return
+        body: dict[str, Any] = json.loads(json.loads(record.data)["plain"])
+        due = int(body["due_units"] if "due_units" in body else body["to_seller_units"])
+        counted = due <= deal.sent_units
+        self.world.require(counted, node, "sent what it did not count", deal.deal, due)
+
+    def spent(self, node: Node) -> int:
+        """Return what a buyer has signed away in deals that its purse holds nothing for now."""
+        held = node.purse.reserved
+        return sum(
+            deal.signed_units
+            for deal in self.deals.values()
+            if deal.buyer is node and deal.deal not in held
+        )
+
+    def watch(self) -> None:
+        """Look, after every block, at the money and the deadlines."""
+        world, tip = self.world, self.world.ledger.tip
+        total = sum(tip.balances.values())
+        world.require(total == world.ledger.minted_units, None, "units were made or lost", total)
+        held, owed = tip.balances.get(tip.domain.contract, 0), 0
+        for name, tab in self.tabs.items():
+            view = tip.view(bytes.fromhex(name))
+            owed += view.free_units
+            within = view.claimed_units <= tab.promised_units
+            world.require(within, None, "claimed above what was signed", name[:8])
+        owed += sum(tip.unpaid(seller) for seller in {tab.seller for tab in self.tabs.values()})
+        world.require(held >= owed, None, "the channels owe more than they hold", held, owed)
+        head_s = world.chain.head().time_s
+        for node in world.nodes:
+            if node.up:
+                self._in_time(node, head_s)
+
+    def _in_time(self, node: Node, head_s: int) -> None:
+        for thread in node.desk.threads.values():
+            if not thread.streamed or thread.state not in BOUND:
+                continue
+            limit = limit_s(thread)
+            fine = limit is None or head_s <= limit + 20
+            self.world.require(fine, node, "stuck in a stream", thread.deal, thread.state)
+
+    # ---- at the end ----------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Let those run who armed a withdrawal, claim all, and compare what both sides tell."""
+        world = self.world
+        there = [node for node in world.nodes if not node.vanished and node.up]
+        world.ledger.loses = lambda _: False
+        for _ in range(8):  # The delay, at the pace at which a seller has to look.
+            world.now += 150_000
+            for _ in range(world.plan.confirmations + 1):
+                world.chain.seal(world.now // 1_000)
+                world.ledger.seal(world.now // 1_000)
+            for node in there:
+                node.desk.head = world.chain.head()
+                node.till.look()
+                node.till.calls.clear()
+                node.till.claim()
+        for node in world.nodes:
+            if node.vices.get(Role.BUYER) == "arms":
+                node.till.run_away()
+        world.ledger.seal(world.now // 1_000)
+        self.watch()
+        if world.plan.deep_reorgs:
+            return
+        for name, tab in self.tabs.items():
+            seller = world.by_address[tab.seller]
+            claimed = world.ledger.tip.view(bytes.fromhex(name)).claimed_units
+            if seller in there:
+                whole = claimed == tab.taken_units
+                world.require(whole, seller, "lost what it was paid", claimed, tab.taken_units)
+        for deal in self.deals.values():
+            self._told(deal)
+        self._add_up()
+
+    def _add_up(self) -> None:
+        """Require that sellers tell of no more in all their deals than they hold vouchers for."""
+        told: Counter[tuple[str, str]] = Counter()
+        for deal in self.deals.values():
+            row = deal.seller.store.summaries.get(deal.deal)
+            if row is not None:
+                told[deal.buyer.me, deal.seller.me] += int(row["to_seller_units"])  # type: ignore[call-overload]
+        for tab in self.tabs.values():
+            told[tab.buyer, tab.seller] -= tab.taken_units
+        for (buyer, seller), units in told.items():
+            node = self.world.by_address[seller]
+            self.world.require(units <= 0, node, "tells of more than all vouchers", buyer, units)
+
+    def _told(self, deal: Streamed) -> None:
+        """Compare what both sides wrote into their books."""
+        require = self.world.require
+        told = [node.store.summaries.get(deal.deal) for node in (deal.buyer, deal.seller)]
+        paid = [int(row["to_seller_units"]) if row is not None else 0 for row in told]  # type: ignore[call-overload]
+        tale = (deal.deal, deal.method, deal.buyer.name, deal.seller.name, paid, deal.locked)
+        for node, row in zip((deal.buyer, deal.seller), told, strict=True):
+            require(row is not None or node.vanished, node, "has no end of a stream", *tale)
+        if told[0] is not None:
+            require(paid[0] == deal.signed_units, deal.buyer, "tells another sum", *tale)
+        # Who lies about which deal a voucher pays for is believed, as far as the sum of all goes.
+        lies = "lies" in deal.buyer.vices.values()
+        if told[1] is not None and not lies:
+            require(paid[1] <= deal.signed_units, deal.seller, "tells of more than it got", *tale)
+            short = deal.signed_units - paid[1]
+            require(short <= CHUNK_MAX_UNITS, deal.seller, "lost more than a chunk", *tale)
+        open_units = deal.sent_units - deal.signed_units
+        within = lies or open_units <= CHUNK_MAX_UNITS
+        require(within, deal.seller, "gave more than a chunk", *tale)
+        # Who arms a withdrawal, or signs what it should not, does so to all deals of a channel.
+        spoilt = deal.buyer.vices.get(Role.BUYER) in ("arms", *TWISTS)
+        honest = deal.buyer.honest(deal.deal, Role.BUYER) and not spoilt
+        if honest and deal.seller.honest(deal.deal, Role.SELLER):
+            # No loss, crash, cut or halt of this world lasts as long as the time to deliver.
+            ends = [row["state"] if row is not None else "" for row in told]
+            if len(deal.locked) == 2:
+                good = told[0] is not None and told[0]["verdict"] == "good"
+                good = good and ends == [State.SETTLED, State.SETTLED]
+                require(good, None, "honest sides came to nothing", *tale, *ends)
+                require(paid[0] == paid[1], None, "two sums of one deal", *tale)
+
+    def tally(self) -> Counter[str]:
+        """Return how the deals ended, as their buyers tell."""
+        found: Counter[str] = Counter()
+        for deal in self.deals.values():
+            row = deal.buyer.store.summaries.get(deal.deal) or {"state": "left", "how": "open"}
+            found[f"{deal.method} {row['state']}"] += 1
+        return found
