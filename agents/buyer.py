@@ -50,6 +50,7 @@ COUNTER_VALID_MS: Final = 10_000
 WIDEN_AFTER_MS: Final = 150  # A shard that has sellers answers in a few milliseconds.
 CLOSING_PAUSE_MS: Final = 250
 # With room for the rest of its message, and for what the heads of pieces take.
+TOO_DEAR: Final = "all offers were above the highest price"
 ASKS_MAX: Final = 1_000  # Requests remembered after their end, for whoever still asks about them.
 
 
@@ -477,7 +478,9 @@ class BuyerDesk:
             # What could not be done makes room for the next best, as long as there is one.
             again = not all(done) and len(self._open_offers(ask)) < len(offers)
         if closing and ask.state is AskState.OPEN and not self._live(ask):
-            why = "no offer was acceptable" if ask.bids else "nobody made an offer"
+            why = "nobody made an offer"
+            if ask.bids:
+                why = TOO_DEAR if ask.dear == ask.bids else "no offer was acceptable"
             self._end(ask, str(ask.unpaid) if ask.unpaid else why, step)
 
     def _open_offers(self, ask: Ask) -> list[Thread]:

@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from coase.agents.buyer import TOO_DEAR
 from coase.agents.inference import (
     LONGEST,
     SEED_SPACE,
@@ -117,6 +118,9 @@ ANYBODY: Final = Pick()
 
 class NoOffer(ComputeFailed):
     """Nobody offered what is wanted, at that price, now; whoever is busy may in a moment."""
+
+    dear = False
+    """Whether somebody did, and only the price was in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,11 +544,13 @@ class MarketCall:
             words |= {"thinking": "that thinks aloud", "completion": "that writes"}
             can = " and ".join(words[need] for need in lacks)
             return Unsupported(f"{what} is not sold in a form {can}. Ask another model")
-        return NoOffer(
+        failure = NoOffer(
             f"{what} could not be bought for at most {self._market.max_price}:"
             f" {error.why.rstrip('.')}. Raise the highest price, ask for another model, or see who"
             " sells: coase status"
         )
+        failure.dear = error.why == TOO_DEAR
+        return failure
 
 
 class _Unfit(Exception):
