@@ -22,6 +22,8 @@ import pydantic_core
 
 from coase.protocol.errors import ComputeFailed
 
+from .schemas import fault_of
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
@@ -314,20 +316,17 @@ def check_schema(schema: Mapping[str, Any], *, what: str) -> None:
 
     :raises PromptRefused: if it is none, too large or too deep
     """
-    if not _shallow(schema, SCHEMA_DEPTH_MAX):
+    if not _shallow(schema, 2 * SCHEMA_DEPTH_MAX):
         raise PromptRefused(f"{what} is over {SCHEMA_DEPTH_MAX} levels deep")
     if len(json.dumps(schema)) > SCHEMA_SIZE_MAX_BYTES:
         raise PromptRefused(f"{what} is over {SCHEMA_SIZE_MAX_BYTES >> 10} KiB")
-    import jsonschema  # Slow to load, and most prompts have none.
-
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = "/".join(str(part) for part in error.absolute_path) or "its root"
-        raise PromptRefused(f"{what} is none: {error.message[:200]} (at {where})") from None
+    fault = fault_of(schema, levels=SCHEMA_DEPTH_MAX)
+    if fault is not None:
+        raise PromptRefused(f"{what} is none: {fault}")
 
 
 def _shallow(value: Any, levels: int) -> bool:
+    """Return whether it is safe to go down to the bottom of a value."""
     if not isinstance(value, dict | list):
         return True
     inner = value.values() if isinstance(value, dict) else value

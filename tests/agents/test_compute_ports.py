@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jsonschema
 import pytest
 
 from coase.agents.compute.echo import EchoCompute
@@ -22,6 +25,7 @@ from coase.agents.compute.ports import (
     PromptRefused,
     Tool,
     ToolCall,
+    check_schema,
     check_texts,
 )
 
@@ -140,6 +144,56 @@ def test_what_the_model_reads_is_counted_and_pictures_are_not() -> None:
 def test_what_breaks_a_limit_is_refused_with_the_limit(prompt: Prompt, why: str) -> None:
     with pytest.raises(PromptRefused, match=why):
         prompt.check()
+
+
+GOOD: tuple[Any, ...] = (
+    {},
+    {"type": ["string", "null"], "default": None, "minimum": 0.5, "x-own": {"type": 7}},
+    {"type": "array", "items": {"type": "integer"}, "prefixItems": [True]},
+    {"properties": {"type": {"enum": [1, None]}}, "required": ["type"]},
+    {"additionalProperties": False, "patternProperties": {"^a": {"pattern": "b"}}},
+    {"$defs": {"N": {"anyOf": [{"$ref": "#/$defs/N"}, {"const": {"type": 7}}]}}},
+)
+
+
+@pytest.mark.parametrize("schema", GOOD)
+def test_schemas_that_are_in_order_are_taken(schema: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check_schema(schema, what="it")
+    check_schema({"items": [schema]}, what="as it was written until 2019")
+
+
+BAD: tuple[tuple[Any, str], ...] = (
+    ({"type": "text"}, "#/type is no type: 'text'"),
+    ({"type": []}, "#/type is no type"),
+    ({"properties": ["a"]}, "#/properties is no object"),
+    ({"properties": {"a": 3}}, "#/properties/a is no object"),
+    ({"properties": {"a": {"items": {"type": 3}}}}, "#/properties/a/items/type is no type"),
+    ({"anyOf": {"type": "string"}}, "#/anyOf is no list"),
+    ({"oneOf": [{"enum": "a"}]}, "#/oneOf/0/enum is no list"),
+    ({"required": True}, "#/required is no list of names"),
+    ({"$ref": 1}, r"#/\$ref is no text"),
+    ({"not": None}, "#/not is no object"),
+    ({"not": {"not": {"$defs": {"a": {"pattern": []}}}}}, "/a/pattern is no text"),
+)
+
+
+@pytest.mark.parametrize(("schema", "why"), BAD)
+def test_of_a_schema_that_is_none_it_is_said_where(schema: dict[str, Any], why: str) -> None:
+    with pytest.raises(jsonschema.SchemaError):
+        jsonschema.Draft202012Validator.check_schema(schema)
+    with pytest.raises(PromptRefused, match=why):
+        check_schema(schema, what="it")
+
+
+def test_a_schema_as_deep_as_a_body_can_be_is_refused_and_no_more() -> None:
+    deep: Any = {"default": []}
+    for _ in range(100_000):
+        deep = {"default": deep}
+    with pytest.raises(PromptRefused, match="deep"):
+        check_schema(deep, what="it")
+    while deep:  # Taken apart by hand: the interpreter would go down as deep.
+        deep = deep["default"]
 
 
 def test_the_kind_of_a_picture_is_what_its_bytes_say() -> None:
