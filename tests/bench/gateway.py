@@ -21,12 +21,17 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import httpx
 
+from coase.agents.compute import engine
+from coase.agents.compute.model import find_model
 from tests.bench.parts import emit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE: Final = Path(__file__).parent
+ENGINE: Final = engine.__file__
+MODEL: Final = "-"  # As the embedded engine's server calls its only model.
+KEY: Final = "bench"
 GAP_MS: Final = 20
 TOKENS: Final = 32
 CALLERS: Final = (1, 4, 16)
@@ -37,18 +42,33 @@ TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def process(*command: str, home: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a program and yield it with the first line that it prints."""
-    environment = {**os.environ, **({"COASE_HOME": home} if home else {})}
-    ran = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def process(*command: str, said: str = "", **more: str) -> Iterator[tuple[int, str]]:
+    """Run a program, tell it a line, and yield its id with the first line that it prints."""
+    ran = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **more},
+    )
+    assert ran.stdin is not None
+    assert ran.stdout is not None
     try:
-        assert ran.stdout is not None
-        yield ran, ran.stdout.readline().strip()
+        ran.stdin.write(said)
+        ran.stdin.flush()
+        yield ran.pid, ran.stdout.readline().strip()
     finally:
         ran.terminate()
         ran.wait()
-        assert ran.stdout is not None
+        ran.stdin.close()
         ran.stdout.close()
+
+
+def client_of() -> httpx.AsyncClient:
+    """Return a client for as many as ask at once; engines that want a key get it."""
+    headers = {"authorization": f"Bearer {KEY}"}
+    limits = httpx.Limits(max_keepalive_connections=max(CALLERS))
+    return httpx.AsyncClient(timeout=300, limits=limits, headers=headers)
 
 
 async def one(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> tuple[float, float]:
@@ -73,8 +93,7 @@ async def one(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> t
 async def callers(url: str, model: str, count: int, rounds: int) -> tuple[list[float], float]:
     """Return the first tokens' milliseconds, and tokens a second, of so many at once."""
     firsts: list[float] = []
-    limits = httpx.Limits(max_connections=count)
-    async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+    async with client_of() as client:
         await one(client, url, model, 2)
 
         async def caller() -> None:
@@ -88,9 +107,17 @@ async def callers(url: str, model: str, count: int, rounds: int) -> tuple[list[f
     return firsts, rate
 
 
-async def side_by_side(name: str, direct: str, through: str, model: str, *, rounds: int) -> None:
+async def side_by_side(
+    name: str,
+    direct: str,
+    through: str,
+    model: str,
+    *,
+    rounds: int,
+    at_once: tuple[int, ...] = CALLERS,
+) -> None:
     """Measure both in turns and print what the way through the gateway adds."""
-    for count in CALLERS:
+    for count in at_once:
         added, shares = list[float](), list[float]()
         direct_ms = list[float]()
         for _ in range(3):
@@ -113,7 +140,7 @@ async def side_by_side(name: str, direct: str, through: str, model: str, *, roun
 async def answers_a_second(url: str, model: str, count: int) -> float:
     """Return how many answers of one token a second it gives to sixteen callers."""
     numbers = iter(range(count))
-    async with httpx.AsyncClient(timeout=120) as client:
+    async with client_of() as client:
 
         async def caller() -> None:
             for _ in numbers:
@@ -141,12 +168,29 @@ def memory_mb(pid: int) -> float:
 def gateway_on(engine: str) -> Iterator[tuple[int, str, float]]:
     """Run a gateway on an engine behind OpenAI's API; yield pid, address and seconds to start."""
     coase = str(Path(sys.executable).with_name("coase"))
-    command = [coase, "gateway", "--port", "0", "--at-once", str(max(CALLERS))]
+    command = [coase, "gateway", "--json", "--port", "0", "--at-once", str(max(CALLERS))]
     command += ["--engine", "openai", "--url", f"{engine}/v1"]
     with tempfile.TemporaryDirectory(prefix="coase-bench-") as home:
         began = time.perf_counter()
-        with process(*command, "--json", home=home) as (ran, line):
-            yield ran.pid, json.loads(line)["url"], time.perf_counter() - began
+        with process(*command, COASE_HOME=home, OPENAI_API_KEY=KEY) as (pid, line):
+            yield pid, json.loads(line)["url"], time.perf_counter() - began
+
+
+@contextmanager
+def engine_of(model: Path) -> Iterator[str]:
+    """Run the embedded engine in a process of its own and yield its address."""
+    settings = {
+        "model": str(model),
+        "name": model.stem,
+        "api_key": KEY,
+        "slots": 4,
+        "context_tokens": 1_024,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    said = json.dumps(settings) + "\n"
+    # Threads that spin at barriers would take the processor away from what is measured.
+    with process(sys.executable, ENGINE, said=said, OMP_WAIT_POLICY="passive") as (_, line):
+        yield json.loads(line)["address"]
 
 
 async def fixed(*, quick: bool) -> None:
@@ -168,6 +212,23 @@ async def fixed(*, quick: bool) -> None:
         emit("gateway_memory", memory_mb(pid), "MB", aim_mb=100)
 
 
+async def real(*, quick: bool) -> None:
+    """Measure the gateway before the embedded engine, if its model is here."""
+    model = find_model()
+    if model is None:
+        return
+    with engine_of(model) as direct, gateway_on(direct) as (_, through, _):
+        await side_by_side(
+            "smollm2",
+            direct,
+            through,
+            MODEL,
+            rounds=1 if quick else 3,
+            at_once=CALLERS[:1] if quick else CALLERS,
+        )
+
+
 def gateway(*, quick: bool) -> None:
     """Measure all of it."""
     anyio.run(lambda: fixed(quick=quick))
+    anyio.run(lambda: real(quick=quick))
