@@ -28,6 +28,7 @@ LOCAL_AT_ONCE: Final = 4
 QUEUE_MAX: Final = 512
 # Deals that bargain and lock side by side; each holds what its answer may cost.
 BOUGHT_AT_ONCE: Final = 32
+REPLY_WITHIN_MS: Final = 2_500  # Who is busy does not answer; it is asked again soon.
 
 gateways = typer.Typer(invoke_without_command=True)
 gateways.add_typer(keys, name="keys")
@@ -276,7 +277,13 @@ async def _market(stack: AsyncExitStack, buys: _Buying) -> MarketCompute:
             agent, max_price="0", settlements=("none",), stall_max_s=buys.stall, limits=limits
         )
     await fund(node, agent)
-    return MarketCompute(agent, max_price=buys.max_price, stall_max_s=buys.stall, limits=limits)
+    return MarketCompute(
+        agent,
+        max_price=buys.max_price,
+        stall_max_s=buys.stall,
+        reply_within_ms=REPLY_WITHIN_MS,
+        limits=limits,
+    )
 
 
 async def _announce(router: Compute, own: Compute | None, at: str, *, as_json: bool) -> None:

@@ -40,6 +40,7 @@ MODEL_MAX_CHARS: Final = 200
 PATIENCE_MAX_S: Final = 30
 ASKERS_MAX: Final = 8  # Of those whom nobody offered anything, ask again at once.
 ASK_AGAIN_S: Final = 1.0
+ALONE_TRIES_MAX: Final = 2
 _LATEST: Final = ":latest"
 _SLIDING: Final = ("in all", "per hour", "per day", "per counterparty")
 _ACCOUNT: Final = "account "
@@ -90,15 +91,19 @@ class Till:
         return self._lanes.setdefault(account, anyio.Lock())
 
     async def chance(
-        self, error: BudgetExhausted | NoOffer, call: Call, deadline_s: float, *, tried: bool
+        self, error: BudgetExhausted | NoOffer, call: Call, deadline_s: float, *, tried: int
     ) -> None:
-        """Return when to try again makes sense, after one try was in vain already or none.
+        """Return when to try again makes sense, after so many tries were in vain already.
 
         :raises BudgetExhausted: if the money cannot come back, or does not in time
         :raises NoOffer: if nobody sells it, or all stay busy
         """
         if isinstance(error, NoOffer):
-            if not await self._sells(call.model) or anyio.current_time() >= deadline_s:
+            # While nobody answers us at all, who could has gone, or is busy for others.
+            alone = self.purse.open_units == 0 and tried >= ALONE_TRIES_MAX
+            if error.dear or alone or anyio.current_time() >= deadline_s:
+                raise error
+            if not await self._sells(call.model):
                 raise error
             with anyio.move_on_after(ASK_AGAIN_S):
                 await self.returned()
@@ -108,7 +113,7 @@ class Till:
             if not self.may_return(error, call.account):
                 raise error
             await _in_time(self.returned, deadline_s, error)
-            error, tried = self.now(error, call.account), False
+            error, tried = self.now(error, call.account), 0
 
     async def _sells(self, model: str) -> bool:
         """Return whether anybody says that it has ``model``, or anything if any will do."""
@@ -273,14 +278,14 @@ class Call:
         lane = self.till.lane(error, self.account)
         await _in_time(lane.acquire, deadline_s, error)
         try:
-            tried = False
+            tried = 0
             while True:
                 await self.till.chance(error, self, deadline_s, tried=tried)
                 stream = open_stream()
                 try:
                     return stream, await anext(stream)
                 except (BudgetExhausted, NoOffer) as again:
-                    error, tried = again, True
+                    error, tried = again, tried + 1
         finally:
             lane.release()
 
