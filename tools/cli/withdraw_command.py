@@ -64,9 +64,7 @@ def withdraw(
         from .takeback_command import bring_home
 
         if to or amount or coin or id_:
-            raise_user(
-                "--channels brings home all that is free: say no address, sum, coin or id with it"
-            )
+            raise_user("--channels takes all that is free: say no address, sum, coin or id with it")
         bring_home(source, state, json_=json_)
         return
     if not to or not amount:
