@@ -348,6 +348,15 @@ def without_channels(facts: ChainFacts) -> ChainFacts:
     return replace(facts, channels=None)
 
 
+def with_a_deal_on_stake(facts: ChainFacts) -> ChainFacts:
+    assert facts.stakes is not None
+    opened = next(event for event in facts.events if event.terms is not None)
+    assert opened.terms is not None
+    terms = replace(opened.terms, stake_units=77, vault=facts.stakes.vault)
+    another = replace(opened, job_id=b"j" * 32, terms=terms)
+    return replace(facts, events=(*facts.events, another))
+
+
 SEEN = {
     "a withdrawal that takes vouchers": (
         seen_as(withdrawing_units=DEPOSIT - PRICE, withdraw_since_s=1_000),
@@ -379,6 +388,10 @@ SEEN = {
         stakes_seen_as(reserved_units=9),
         "0.000009 COASE of stake are reserved for deals that are over",
     ),
+    "a deal that stands on no stake": (
+        with_a_deal_on_stake,
+        "open deals stand on 0.000077 COASE of stake, and the vault keeps 0 COASE reserved",
+    ),
     "a stake that is unbonded": (
         stakes_seen_as(unbond_at_s=1),
         "0.001 COASE of stake are unbonded and can be released",
@@ -397,6 +410,23 @@ def test_a_difference_on_the_chain_is_named(
     report = world.compare(copy, change(facts))
     found = [finding.what for finding in (*report.differences, *report.notes)]
     assert any(said in line for line in found), found
+
+
+def test_what_a_key_from_elsewhere_did_there_is_no_difference(
+    world: World, facts: ChainFacts
+) -> None:
+    armed = seen_as(withdrawing_units=PRICE, withdraw_since_s=1_000)(facts)
+    (place,) = read_places([world.market.place("swarm")], deep=True)
+    network = world.market.network
+    found = {}
+    for imported in (frozenset[str](), frozenset(place.owners)):
+        places = [replace(place, imported=imported)]
+        report = compare(places, places, armed, asset=network.asset, escrow=network.escrow)
+        found[bool(imported)] = [
+            any("was asked for by" in one.what for one in where)
+            for where in (report.differences, report.notes)
+        ]
+    assert found == {False: [True, False], True: [False, True]}
 
 
 @pytest.fixture(scope="module")
