@@ -115,8 +115,12 @@ async def side_by_side(
     *,
     rounds: int,
     at_once: tuple[int, ...] = CALLERS,
+    aims: tuple[int, int] | None = None,
 ) -> None:
-    """Measure both in turns and print what the way through the gateway adds."""
+    """Measure both in turns and print what the way through the gateway adds.
+
+    ``aims`` are milliseconds added and percent of the tokens a second.
+    """
     for count in at_once:
         added, shares = list[float](), list[float]()
         direct_ms = list[float]()
@@ -131,9 +135,9 @@ async def side_by_side(
             statistics.median(added),
             "ms",
             direct_ms=statistics.median(direct_ms),
-            aim_ms=AIM_ADDED_MS[count],
+            aim_ms=aims[0] if aims else AIM_ADDED_MS[count],
             tokens_per_s_percent=statistics.median(shares),
-            aim_percent=AIM_RATE_PERCENT,
+            aim_percent=aims[1] if aims else AIM_RATE_PERCENT,
         )
 
 
@@ -228,7 +232,30 @@ async def real(*, quick: bool) -> None:
         )
 
 
+async def bought(*, quick: bool) -> None:
+    """Measure a gateway that buys each answer from a seller in a process of its own."""
+    coase = str(Path(sys.executable).with_name("coase"))
+    sell = [coase, "sell", "--json", "--engine", "openai", "--price-input", "0.1"]
+    sell += ["--price-output", "0.1", "--capacity", str(2 * max(CALLERS))]
+    buy = [coase, "gateway", "--json", "--no-local", "--port", "0"]
+    buy += ["--max-price", "0.01", "--budget", "50"]
+    with (
+        tempfile.TemporaryDirectory(prefix="coase-bench-") as home,
+        process(sys.executable, str(HERE / "backend.py"), str(GAP_MS)) as (_, direct),
+        process(coase, "up", "--json", COASE_HOME=home),
+        process(*sell, "--url", f"{direct}/v1", COASE_HOME=home, OPENAI_API_KEY=KEY),
+        process(*buy, COASE_HOME=home) as (_, line),
+    ):
+        through = json.loads(line)["url"]
+        # The first purchase opens the channel; of what is paid then nothing is measured.
+        await callers(through, "fixed", 1, 2)
+        await side_by_side(
+            "bought", direct, through, "fixed", rounds=2 if quick else 6, aims=(15, 95)
+        )
+
+
 def gateway(*, quick: bool) -> None:
     """Measure all of it."""
     anyio.run(lambda: fixed(quick=quick))
+    anyio.run(lambda: bought(quick=quick))
     anyio.run(lambda: real(quick=quick))
