@@ -71,6 +71,11 @@ Capability = Literal["completion", "tools", "vision", "thinking", "embedding"]
 ToolChoice = Literal["auto", "none", "required"]
 Thinking = bool | Literal["low", "medium", "high"] | None
 _TOOL_NAME: Final = re.compile(rf"[A-Za-z0-9_.:-]{{1,{TOOL_NAME_MAX_CHARS}}}")
+# An escaped character that is none of these, two halves that belong together, or a lone half.
+_HALF: Final = re.compile(
+    rb"(\\[^u])|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 _MEDIA_TYPES: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -98,11 +103,22 @@ def read_json(text: str | bytes) -> Any:
     """Return what a text that strangers wrote holds as JSON.
 
     The standard library's reader recurses as deep as the interpreter allows; some libraries raise
-    that limit so far that the stack ends first, and with it the process.
+    that limit so far that the stack ends first, and with it the process. Halves of characters,
+    which programs leave where they cut a text, become question marks.
 
     :raises ValueError: if it is none, or too deep
     """
-    return pydantic_core.from_json(text, allow_inf_nan=False)
+    try:
+        return pydantic_core.from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        if "hex escape" not in str(error):
+            raise
+    raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    return pydantic_core.from_json(_HALF.sub(_whole_or_not, raw), allow_inf_nan=False)
+
+
+def _whole_or_not(found: re.Match[bytes]) -> bytes:
+    return found[0] if found[1] or found[2] else b"?"
 
 
 def failed(what: str, *, why: str, todo: str) -> ComputeFailed:

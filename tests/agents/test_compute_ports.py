@@ -27,6 +27,7 @@ from coase.agents.compute.ports import (
     ToolCall,
     check_schema,
     check_texts,
+    read_json,
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -242,6 +243,27 @@ def test_texts_beyond_the_limits_are_not_embedded(texts: list[str], why: str) ->
     with pytest.raises(PromptRefused, match=why):
         check_texts(texts)
     check_texts(["a" * PROMPT_SIZE_MAX_BYTES])
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (r'"a\ud83d"', "a?"),
+        (r'"\ude00b\uD83D\ude00\uD83D"', "?b\U0001f600?"),
+        (r'"\ud83d\ud83d\ude00"', "?\U0001f600"),
+        (r'"\\ud83d \ud83d"', r"\ud83d ?"),
+        (r'["\ud83d", {"a": "\"\udc00"}]', ["?", {"a": '"?'}]),
+    ],
+)
+def test_half_a_character_is_no_reason_not_to_read_the_rest(text: str, read: Any) -> None:
+    assert read_json(text) == read
+    assert read_json(text.encode()) == read
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '"\\ud83d', '{"a": NaN}', r'"\ud8"'])
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read_json(text)
 
 
 @pytest.mark.anyio
