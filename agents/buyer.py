@@ -320,14 +320,11 @@ class BuyerDesk:
         firm = self.firm()
         return firm.proof("buyer", request_id, self.desk.me) if firm is not None else ""
 
-    def _is_free_for_all(self, thread: Thread, offer: Offer) -> bool:
-        """Return whether a stranger offers to work for nothing: it would only see the task."""
-        firm = self.firm()
-        return thread.method == "none" and (
-            firm is None
-            or not firm.has(
-                thread.counterparty, offer.firm, side="seller", request_id=thread.request_id
-            )
+    def _is_ours(self, thread: Thread, offer: Offer) -> bool:
+        """Return whether an offer is of our firm; free work of others would only see the task."""
+        firm, seller = self.firm(), thread.counterparty
+        return firm is not None and firm.has(
+            seller, offer.firm, side="seller", request_id=thread.request_id
         )
 
     def _publish(self, ask: Ask, step: Step, *, now_ms: int) -> None:
@@ -415,7 +412,7 @@ class BuyerDesk:
             if why := unfair(terms, thread.request, margins, now_ms=now_ms):
                 self._refuse(thread, why, step, now_ms=now_ms)
                 return
-            if self._is_free_for_all(thread, message.body):
+            if thread.method == "none" and not self._is_ours(thread, message.body):
                 self._refuse(thread, "it is not of our firm", step, now_ms=now_ms)
                 return
             if thread.deal not in ask.offers:

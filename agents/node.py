@@ -123,6 +123,18 @@ class Node:
         coin_units = 0 if local else COIN_UNITS
         return Collector(self.runtime, self.channels, policy=policy, coin_units=coin_units)
 
+    def _desk(self, identity: Identity, name: str) -> Desk:
+        desk = Desk(
+            Codec(identity, net=self.network.net),
+            self._chance(name),
+            domain=self.settlement.domain,
+            asset=self.settlement.asset,
+            margins=self._margins,
+        )
+        # The same after a restart: others remember where to write to us.
+        desk.inbox_secret = identity.subkey("inbox")
+        return desk
+
     async def add(self, agent: Agent, *, identity: Identity | None = None) -> Agent:
         """Give ``agent`` its key and its place; from now on it is found and can buy.
 
@@ -134,15 +146,7 @@ class Node:
                 f"this node has an agent with the key of {agent.name!r} already: give each agent a"
                 " name of its own"
             )
-        desk = Desk(
-            Codec(identity, net=self.network.net),
-            self._chance(agent.name),
-            domain=self.settlement.domain,
-            asset=self.settlement.asset,
-            margins=self._margins,
-        )
-        # The same after a restart: others remember where to write to us.
-        desk.inbox_secret = identity.subkey("inbox")
+        desk = self._desk(identity, agent.name)
         if self.stake is not None:
             desk.vault = self.stake.vault
         if self.channels is not None:
@@ -251,15 +255,8 @@ class Node:
 
     async def add_arbiter(self, identity: Identity) -> Arbiter:
         """Give this node an arbiter that rules where both sides name its key."""
-        desk = Desk(
-            Codec(identity, net=self.network.net),
-            self._chance("arbiter"),
-            domain=self.settlement.domain,
-            asset=self.settlement.asset,
-            margins=self._margins,
-        )
+        desk = self._desk(identity, "arbiter")
         desk.seller = ArbiterFace(desk)
-        desk.inbox_secret = identity.subkey("inbox")
         seat = Seat("arbiter", desk, identity, capabilities=("any",))
         arbiter = Arbiter(
             identity,
