@@ -20,7 +20,7 @@ import pytest
 
 from coase.agents.compute.find import Kind
 from coase.agents.config import NatsAddress, Network
-from coase.protocol.states import SILENCE
+from coase.protocol.states import SILENCE, STREAM_SILENCE
 from coase.tools.cli import app as cli
 from coase.tools.gateway.wishes import WISHES
 
@@ -114,6 +114,13 @@ def test_the_table_of_silence_is_the_source() -> None:
     assert rows("protocol/states.py") == [
         [str(state), silence.who, silence.by, silence.outcome, calls[silence.call]]
         for state, silence in SILENCE.items()
+    ]
+
+
+def test_the_table_of_silence_in_streams_is_the_source() -> None:
+    assert rows("streams") == [
+        [str(state), silence.who, silence.by, silence.outcome]
+        for state, silence in STREAM_SILENCE.items()
     ]
 
 
