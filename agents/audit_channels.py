@@ -130,6 +130,9 @@ class ChannelAudit:
             for kept in journal.channels:
                 self._kept(kept, later.get((kept.agent, kept.channel_id), kept), facts)
                 self._deposits(kept, facts, sent)
+                payers = later.get((kept.config.payer, kept.channel_id))
+                if kept.side is Role.SELLER and payers is not None:
+                    self._both(kept, payers)
         ours = set(self.facts.units)
         for channel_id, channel in facts.channels.items():
             payer = channel.config.payer
@@ -184,6 +187,16 @@ class ChannelAudit:
         if view.refund_nonce != kept.refund_nonce and not later.stopped:
             what = "the seller gave money back; nothing is signed there any more once the node sees"
             self._found(self.notes, "chain", what, kept)
+
+    def _both(self, kept: KeptChannel, payers: KeptChannel) -> None:
+        """Both ends are ours: what the seller holds, the buyer has promised."""
+        if kept.signed_units > payers.signed_units:
+            what = (
+                f"the seller holds a voucher over {self._text(kept.signed_units)}, and the buyer's"
+                f" journal has promised {self._text(payers.signed_units)}: lines of it are missing,"
+                f" so take the rest back with {TAKE_BACK} before it signs on"
+            )
+            self._found(self.bad, "journal", what, payers)
 
     def _signature(self, kept: KeptChannel, facts: ChannelFacts) -> None:
         assert kept.voucher is not None

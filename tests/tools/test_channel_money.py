@@ -236,6 +236,11 @@ PLANTED = {
         [f"DELETE FROM records WHERE {PROMISED}"],  # noqa: S608
         "journal: 0.02 COASE were claimed, and the journal has signed 0 COASE only",
     ),
+    "a promise that is gone": (
+        [f"DELETE FROM records WHERE seq = (SELECT max(seq) FROM records WHERE {PROMISED})"],  # noqa: S608
+        "journal: the seller holds a voucher over 0.04 COASE, and the buyer's journal has promised"
+        " 0.02 COASE",
+    ),
     "vouchers that are gone": (
         [f"DELETE FROM records WHERE {TAKEN}"],  # noqa: S608
         "journal: 0.02 COASE were claimed, and the journal has vouchers for 0 COASE only",
