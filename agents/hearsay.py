@@ -9,6 +9,8 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic_core import from_json
+
 from coase.protocol.errors import ConfigurationError
 
 from .config import write_private
@@ -67,12 +69,12 @@ class Hearsay:
         try:
             if path.stat().st_size > SIZE_MAX_BYTES:
                 return
-            rows: Any = json.loads(path.read_text())
+            rows: Any = from_json(path.read_bytes())
             for agent, seller, good, bad, at_s in rows:
                 numbers = (int(good), int(bad), int(at_s))
                 if min(numbers) >= 0:
                     self._rows[str(agent), str(seller)] = numbers
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError) as error:
             log.info("%s is left aside: %s", path, error)

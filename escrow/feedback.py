@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic_core import from_json
+
 from coase.protocol.errors import RemoteProtocolError
 from coase.protocol.identity import keccak256
 from coase.protocol.terms import Domain, address_word, word
@@ -261,7 +263,7 @@ class FeedbackFile:
         if len(data) > FILE_SIZE_MAX_BYTES:
             raise BadFeedbackFile(f"{len(data)} bytes")
         try:
-            told = json.loads(data)
+            told = from_json(data)  # A stranger's, and it goes no deeper than a machine can.
             paid, ours = told["proofOfPayment"], told["coase"]
             proof = PaymentProof(
                 payer=_address(paid["fromAddress"]),

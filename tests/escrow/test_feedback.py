@@ -318,3 +318,10 @@ def test_how_good_an_entry_finds_the_work(
     one = entry_of(value=value, decimals=decimals, tag1=tag)
     assert rating_permille(Counted(one, LOG, TOKEN, complains=False)) == found
     assert rating_permille(Counted(one, LOG, TOKEN, complains=True)) == 0
+
+
+def test_a_file_that_is_nested_without_end_is_none() -> None:
+    # Where py-evm was loaded, Python's own parser would go on until the stack is full.
+    for deep in (b"[" * 60_000, b'{"a":' * 10_000):
+        with pytest.raises(BadFeedbackFile):
+            FeedbackFile.decode(deep)

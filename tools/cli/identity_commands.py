@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -372,12 +371,14 @@ async def _require_coin(settlement: EvmSettlement, network: Network, address: st
 
 
 def _document(domain: Domain, record: AgentRecord) -> dict[str, Any]:
+    from pydantic_core import from_json
+
     from coase.escrow.feedback import from_data_uri, registry_name
 
     data = from_data_uri(record.uri)
     try:
-        file = json.loads(data) if data is not None else None
-    except (ValueError, RecursionError):
+        file = from_json(data) if data is not None else None
+    except ValueError:
         file = None
     return {
         "agent_id": record.agent_id,
