@@ -10,16 +10,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 
+from tests.late import Late
 from tests.tools.commands import Home, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(300)
+    import openai
+else:
+    openai = Late("openai")
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("clients"),  # One worker loads them.
+]
 
 WORDS = " ".join(f"word{number}" for number in range(60))
 SLOW = """
@@ -82,7 +89,9 @@ class _NoModels(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer what clients ask first."""
-        told = {"/api/version": {"version": "0.12.0"}}.get(self.path, {"models": []})
+        told: dict[str, Any] = {"models": []}
+        if self.path == "/api/version":
+            told = {"version": "0.12.0"}
         body = json.dumps(told).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))

@@ -7,15 +7,22 @@ import signal
 from typing import TYPE_CHECKING
 
 import httpx
-import openai
 import pytest
 
+from tests.late import Late
 from tests.tools.commands import Home
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(300)
+    import openai
+else:
+    openai = Late("openai")
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("clients"),  # One worker loads them.
+]
 
 # Long enough that it is never over before the next seller is there.
 WORDS = " ".join(f"word{number}" for number in range(1_500))

@@ -6,11 +6,9 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import anthropic
 import anyio
 import httpx
 import ollama
-import openai
 import pytest
 
 from coase.agents import Agent, Price
@@ -27,14 +25,24 @@ from coase.tools.gateway.common import BODY_SIZE_MAX_BYTES
 from coase.tools.gateway.server import Doors, application, read_keys, serving
 from tests.agents.market import market
 from tests.conformance.compute_servers import small_model
+from tests.late import Late
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from coase.agents.compute.ports import Compute
+    import anthropic
+    import openai
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+    from coase.agents.compute.ports import Compute
+else:
+    anthropic, openai = Late("anthropic"), Late("openai")
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(120),
+    pytest.mark.xdist_group("clients"),  # One worker loads them.
+]
 
 WORDS = "one two three four five six"
 ASKED: Any = [{"role": "user", "content": WORDS}]

@@ -10,11 +10,9 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import anthropic
 import anyio
 import httpx
 import ollama
-import openai
 import pytest
 
 from coase.agents import Agent, Price
@@ -29,14 +27,24 @@ from coase.tools.gateway import common
 from coase.tools.gateway.server import application, serving
 from tests.agents.market import market
 from tests.conformance.compute_servers import small_model
+from tests.late import Late
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
-    from coase.agents.compute.ports import Compute
+    import anthropic
+    import openai
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+    from coase.agents.compute.ports import Compute
+else:
+    anthropic, openai = Late("anthropic"), Late("openai")
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(120),
+    pytest.mark.xdist_group("clients"),  # One worker loads them.
+]
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
 SCHEMA: dict[str, Any] = {
