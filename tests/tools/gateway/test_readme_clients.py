@@ -16,8 +16,9 @@ from coase.tools.gateway.server import application, serving
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 PAGE = (Path(__file__).parents[3] / "README.md").read_text()
-SNIPPETS = re.findall(r"^```py\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 URL = "http://127.0.0.1:11435"
+BLOCKS = re.findall(r"^```py\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+SNIPPETS = [block for block in BLOCKS if URL in block]
 
 
 def test_there_are_three_lines_for_each_of_three_clients() -> None:
@@ -27,7 +28,6 @@ def test_there_are_three_lines_for_each_of_three_clients() -> None:
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 async def test_three_lines_are_enough(snippet: str) -> None:
-    assert URL in snippet
     found: dict[str, Any] = {}
     *_, last = snippet.strip().splitlines()
     async with serving(
