@@ -160,7 +160,7 @@ class Streams:
                     line.since_s = 0
             if line.buyer is not None:
                 line.buyer, records = line.buyer.see(view)
-                self._see_deposit(line)
+                self._see_deposit(channel_id, line, step, now_ms=now_ms)
                 self._write(channel_id, line, records, step, now_ms=now_ms)
                 if line.buyer.stopped:
                     self._pass_over(channel_id, line.buyer.config.receiver)
@@ -338,21 +338,24 @@ class Streams:
             self.want(channel_id)
             if not error:
                 deposit.landed = True
-                self._see_deposit(line)
-                self._record(channel_id, "deposited", effect_id.encode(), step, now_ms=now_ms)
+                self._see_deposit(channel_id, line, step, now_ms=now_ms)
             else:
                 deposit.next_ms = now_ms + DEPOSIT_PAUSE_MS
                 step.effects.append(Notice("chain_error", deposit.deal, detail=error))
             return
 
-    @staticmethod
-    def _see_deposit(line: _Line) -> None:
-        """Let a deposit be over once the channel shows it: a second one would double it."""
+    def _see_deposit(self, channel_id: bytes, line: _Line, step: Step, *, now_ms: int) -> None:
+        """Let a deposit be over once the channel shows it: a second one would double it.
+
+        Whether we heard of its end does not matter: that may have been in an earlier life.
+        """
         deposit, end = line.deposit, line.buyer
-        if deposit is None or not deposit.landed or end is None or end.view is None:
+        if deposit is None or end is None or end.view is None:
             return
         if end.view.balance_units >= deposit.balance_units:
             line.deposit = None
+            done = deposit.effect_id.encode()
+            self._record(channel_id, "deposited", done, step, now_ms=now_ms)
 
     def _consider_selling(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         config = self._config_of(thread)

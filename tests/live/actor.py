@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 REST_MAX_S = 90
 MARGINS = Margins(halt_s=0)  # The windows of these tests are short.
+WORDS = 60
+WORD_S = 0.005  # So that the text takes a while and some chunks, and its commits come one by one.
 VANISH_AFTER_S = 1.5  # Long enough for the signed ack of the task, which comes after 0.2 s.
 
 
@@ -194,10 +196,30 @@ def _arm_failure(due: Callable[[Tampered], bool]) -> None:
 # ---- What it does ----------------------------------------------------------------------------
 
 
+def words(text: str) -> list[str]:
+    """What a seller writes, word by word, on a text."""
+    return [f"{text}, word {n}; " for n in range(WORDS)]
+
+
 def seller_of(orders: dict[str, Any]) -> Agent:
     """An agent that gives back the text it was given, and misbehaves where the text says so."""
     agent = Agent(orders["name"])
     windows = Windows(**orders.get("windows", {}))
+    for ware in orders.get("streams", []):
+
+        @agent.offers(
+            ware,
+            price=Price.per_million(input="2", output="20"),
+            deliver_within=orders["deliver_within"],
+            capacity=64,
+            windows=windows,
+        )
+        async def write(task: Ping, job: Job) -> Pong:
+            for word in words(task.text):
+                job.show(word)
+                await anyio.sleep(WORD_S)
+            return Pong(text="".join(words(task.text)))
+
     for ware in orders["wares"]:
 
         @agent.offers(

@@ -319,6 +319,12 @@ def terms_of(**more: object) -> dict[str, object]:
     return {"price": "0.02", "deliver_within": 25, "windows": windows, **more}
 
 
+def stream_wish(ware: str, text: str) -> dict[str, object]:
+    """Orders for one purchase that is paid while it is written."""
+    more = {"settlements": ["channel"], "input_max": 100, "output_max": 1_000}
+    return wish(ware, text, **more)
+
+
 def wish(ware: str, text: str, **more: object) -> dict[str, object]:
     """Orders for one purchase, which goes on under its key after a restart."""
     return {
