@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coase.agents.node import Node
+    from coase.escrow.feedback import FeedbackEntry
+    from coase.escrow.ports import Registries
     from tests.agents.realmarket import RealMarket
 
 WAIT_MAX_S = 60
@@ -60,6 +62,57 @@ def to_be_said(node: Node, agent: Agent) -> list[Note]:
 
 def transactions(market: RealMarket, agent: Agent) -> int:
     return int(market.dev.engine.state().get_nonce(bytes.fromhex(agent.address[2:])))
+
+
+async def heard_by_others(market: RealMarket, node: Node, again: Agent, seller: str) -> None:
+    """A buyer who has no dealings of his own hears what another said, once he is offered something.
+
+    Who said it hears nothing new.
+    """
+    reviewer = reviewer_of(node, market.home)
+    late = Agent("late", by_rounds=True, profile=Profile(feedback=False))
+    await market.join(node, late)
+    assert await buy(late, "who are you?") > 0
+    assert await buy(again, "and once more") > 0
+    await worked(node, reviewer)
+    assert late.buying is not None
+    assert again.buying is not None
+    good, bad = late.buying.experience.book.heard(seller)
+    assert good > 0
+    assert bad == 0
+    # It is remembered: whoever runs for a moment only would hear it too late each time.
+    late.buying.experience = Experience()
+    await worked(node, reviewer_of(node, market.home))
+    assert late.buying.experience.book.heard(seller) == (good, bad)
+    # Who said it has it in his own book already.
+    assert again.buying.experience.book.heard(seller) == (0, 0)
+    await market.rest(node)
+
+
+async def told_of_no_coin(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is to be registered and cannot pay for it hears so, once."""
+    assert node.registries is not None
+    broke = scribe("broke")
+    broke.profile = Profile(register=True)
+    await node.add(broke)
+    waiting = Reviewer(node, node.registries)
+    await worked(node, waiting)
+    await worked(node, waiting)
+    told = [line for line in caplog.messages if line.startswith("register waits: ")]
+    assert len(told) == 1
+    assert "too little of the chain's coin" in told[0]
+
+
+async def forge(registries: Registries, entry: FeedbackEntry, forger: Agent) -> None:
+    """Say a good word again without having paid, one that names no payment, and one elsewhere."""
+    assert forger.seat is not None
+    for name, uri, file_hash in (
+        ("copied", entry.uri, entry.file_hash),
+        ("made up", data_uri(b"{}"), keccak256(b"{}")),
+        ("elsewhere", "https://a.example/file.json", bytes(32)),
+    ):
+        call = GiveFeedback(entry.agent_id, 100, 0, "starred", entry.tag2, "", uri, file_hash)
+        await registries.perform(name, call, forger.seat.identity)
 
 
 @pytest.mark.anyio
@@ -115,27 +168,7 @@ async def test_a_seller_is_registered_praised_and_known_for_it(tmp_path: Path) -
             await worked(node, reviewer)
             assert len(await node.registries.feedback(record.agent_id)) == 1
             assert to_be_said(node, again) == []
-
-            reviewer = reviewer_of(node, tmp_path)
-            # A buyer who has no dealings of his own with the seller hears it, once he is offered
-            # something; who said it hears nothing new.
-            late = Agent("late", by_rounds=True, profile=Profile(feedback=False))
-            await market.join(node, late)
-            assert await buy(late, "who are you?") > 0
-            assert await buy(again, "and once more") > 0
-            await worked(node, reviewer)
-            assert late.buying is not None
-            assert again.buying is not None
-            good, bad = late.buying.experience.book.heard(seller.address)
-            assert good > 0
-            assert bad == 0
-            # It is remembered: whoever runs for a moment only would hear it too late each time.
-            late.buying.experience = Experience()
-            await worked(node, reviewer_of(node, tmp_path))
-            assert late.buying.experience.book.heard(seller.address) == (good, bad)
-            # His companion is one whom he can tell from strangers.
-            assert again.buying.experience.book.heard(seller.address) == (0, 0)
-            await market.rest(node)
+            await heard_by_others(market, node, again, seller.address)
 
 
 @pytest.mark.anyio
@@ -185,17 +218,7 @@ async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
             assert to_be_said(node, cheap) == []
             await worked(node, reviewer)
             (entry,) = await registries.feedback(record.agent_id)
-            forged = data_uri(b"{}")
-            for name, uri, file_hash in (
-                ("copied", entry.uri, entry.file_hash),
-                ("made up", forged, keccak256(b"{}")),
-                ("elsewhere", "https://a.example/file.json", bytes(32)),
-            ):
-                call = GiveFeedback(
-                    record.agent_id, 100, 0, "starred", entry.tag2, "", uri, file_hash
-                )
-                assert cheap.seat is not None
-                await registries.perform(name, call, cheap.seat.identity)
+            await forge(registries, entry, cheap)
             head = await node.settlement.head()
             readings = Readings(registries, reader_of(node.network))
             repute = await readings.read(record, now_s=head.time_s)
@@ -209,17 +232,7 @@ async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
             assert [word.weight > 0 for word in repute.words] == [True, False, False, False]
             assert repute.prior(me=buyer.address) == (0, 0)
             assert repute.prior()[0] > 0
-
-            # Whoever is to be registered and cannot pay for it hears so, once.
-            broke = scribe("broke")
-            broke.profile = Profile(register=True)
-            await node.add(broke)
-            waiting = Reviewer(node, registries)
-            await worked(node, waiting)
-            await worked(node, waiting)
-            told = [line for line in caplog.messages if line.startswith("register waits: ")]
-            assert len(told) == 1
-            assert "too little of the chain's coin" in told[0]
+            await told_of_no_coin(node, caplog)
 
 
 @pytest.mark.anyio
