@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from coase.protocol.errors import ConfigurationError, DealFailed
 from coase.protocol.messages import capability_id, schemas_hash
 
+from .compute.ports import read_json
 from .dispute import ARBITRATION
 from .wares import FIXED
 
@@ -89,11 +89,11 @@ def form_of(description: Description) -> Form | None:
     """Return what a description says, or None if its schemas are not those of its own id."""
     name = description.capability.rpartition("-")[0]
     try:
-        schemas = json.loads(description.input_schema), json.loads(description.output_schema)
+        schemas = read_json(description.input_schema), read_json(description.output_schema)
         if not all(isinstance(schema, dict) for schema in schemas):
             return None
         if capability_id(name, schemas_hash(*schemas)) != description.capability:
             return None
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return Form(description.capability, schemas)

@@ -28,7 +28,7 @@ import anyio
 from coase.protocol.errors import BudgetExhausted, CoaseError, ConfigurationError, DealFailed
 
 from .compute.ports import PromptRefused
-from .pot import Hold, Pot
+from .pot import PLAN_LIMIT, Hold, Pot
 from .receipt import SALT_BYTES, Part, Receipt, content_hash, make_receipt
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ HEDGE_AFTER_PIECES: Final = 3
 HEDGE_FACTOR: Final = 2
 HEDGE_AFTER_MIN_S: Final = 1.0
 WATCH_EVERY_S: Final = 0.1
-RETRY_PAUSE_S: Final = 0.25  # Doubles; sellers that are full now are free in a moment.
+RETRY_PAUSE_S: Final = 0.5  # Doubles; sellers that are full now are free in a moment.
+TRIES_KNOWN_MAX: Final = 1_000  # Of one piece, over all runs of its plan.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,8 @@ class Worker(ABC, Generic[T, R]):
     def earlier(self, key: str) -> tuple[str, int]:
         """Return what came of an order with this key in an earlier run, and what it cost at most.
 
-        That is ``made``, ``open``, ``failed``, or nothing if it is not known.
+        That is ``made``, ``open``, ``failed``, ``nobody`` if no deal came of it, or nothing if it
+        is not known.
         """
         return "", 0
 
@@ -338,7 +340,7 @@ class Plan(Generic[T, R]):
         """Make ``task`` up to ``n`` times, each elsewhere if possible, and return what most said.
 
         ``of`` is what is compared. Ends as soon as no voice that is missing could change it. None
-        if nothing was made, or if no more than one agreed with anybody and several were heard.
+        if nothing was made, or if no answer has more voices than every other.
         """
 
         def decided(races: Sequence[_Race[T, R]]) -> bool:
@@ -467,23 +469,34 @@ class Plan(Generic[T, R]):
                 group.cancel_scope.cancel()
 
     def _numbers(self, race: _Race[T, R]) -> list[int]:
-        """Return the tries of a piece in their order, first those that an earlier run began."""
-        numbers = list(range(self._tries + 1))  # One of them is for a second try beside another.
+        """Return the tries of a piece in their order, first the one that an earlier run began."""
+        fresh = self._tries + 1  # One of them is for a second try beside another.
         if not self._resumed:
-            return numbers
-        known = {n: self.worker.earlier(self._order_key(race, n)) for n in numbers}
-        made = [n for n in numbers if known[n][0] == "made"]
-        open_ = [n for n in numbers if known[n][0] == "open"]
-        race.promised = {n: known[n][1] for n in (*made, *open_)}
-        begun = (*made, *open_)
-        for n in (*begun[1:], *(n for n in numbers if known[n][0] == "failed")):
-            # It was, or may be, paid for beside the one that is used.
-            race.promised.pop(n, None)
-            numbers.remove(n)
-            if units := known[n][1]:
-                self.pot.promised(units).spend(units)
-                self._note_lost(race, n, "", "", units)
-        return [*begun[:1], *(n for n in numbers if n not in begun)]
+            return list(range(fresh))
+        begun: list[int] = []
+        unknown: list[int] = []
+        costs: dict[int, int] = {}
+        for n in range(TRIES_KNOWN_MAX):
+            state, costs[n] = self.worker.earlier(self._order_key(race, n))
+            if state == "made":
+                begun.insert(0, n)
+            elif state == "open":
+                begun.append(n)
+            elif state == "failed":
+                self._count_lost(race, n, costs[n])
+            elif not state:
+                unknown.append(n)
+                if len(unknown) == fresh:
+                    break
+        for n in begun[1:]:  # It was, or may be, paid for beside the one that is used.
+            self._count_lost(race, n, costs[n])
+        race.promised = {n: costs[n] for n in begun[:1]}
+        return [*begun[:1], *unknown]
+
+    def _count_lost(self, race: _Race[T, R], number: int, units: int) -> None:
+        if units:
+            self.pot.promised(units).spend(units)
+            self._note_lost(race, number, "", "", units)
 
     async def _watch(
         self,
@@ -552,7 +565,10 @@ class Plan(Generic[T, R]):
                 race.won, won = replace(made, key=race.piece), True
                 self._note(race, race.won)
         except (BudgetExhausted, PromptRefused) as error:
-            race.why, race.hopeless = str(error), not hedge
+            race.why = str(error)
+            # Other limits than the plan's have room again when what others locked comes back.
+            waits = isinstance(error, BudgetExhausted) and error.limit != PLAN_LIMIT
+            race.hopeless = not hedge and not waits
         except CoaseError as error:
             race.why = error.why if isinstance(error, DealFailed) else str(error)
         finally:
@@ -608,32 +624,36 @@ class _Hand(Generic[T, R]):
 
     def __init__(self, plan: Plan[T, R], race: _Race[T, R], number: int, *, hedge: bool) -> None:
         self._plan, self._race, self._number, self._hedge = plan, race, number, hedge
-        self._hold: Hold | None = None
+        self._holds: list[Hold] = []
         self.seller = self.deal = ""
 
     @property
     def cost_units(self) -> int:
         """What the try cost, or may have cost."""
-        return self._hold.cost_units if self._hold is not None else 0
+        return sum(hold.cost_units for hold in self._holds)
 
     async def reserve(self) -> Hold:
         """Set aside what this try may cost."""
         pot, race = self._plan.pot, self._race
+        hold: Hold | None
         if self._number in race.promised:
-            self._hold = pot.promised(race.promised[self._number])
+            hold = pot.promised(race.promised[self._number])
         elif self._hedge:
             units = self._plan.wanted_units(race)
-            self._hold = pot.try_hold(units)
-            if self._hold is None:
+            hold = pot.try_hold(units)
+            if hold is None:
                 raise BudgetExhausted(
-                    limit="plan", asked_units=max(units, 1), left_units=pot.free_units or 0
+                    limit=PLAN_LIMIT, asked_units=max(units, 1), left_units=pot.free_units or 0
                 )
         else:
-            self._hold = await pot.hold(lambda: self._plan.wanted_units(race))
-        return self._hold
+            hold = await pot.hold(lambda: self._plan.wanted_units(race))
+        self._holds.append(hold)
+        return hold
 
     def took(self, seller: str, deal: str) -> None:
-        """Note who has the piece."""
+        """Note who has the piece now; who had it before has it no more."""
+        if self.seller:
+            self._plan.load[self.seller] -= 1
         self._plan.load[seller] += 1
         self.seller, self.deal = seller, deal
         self._race.running[self._number] = seller
@@ -643,8 +663,8 @@ class _Hand(Generic[T, R]):
         """Give back what is left."""
         if self.seller:
             self._plan.load[self.seller] -= 1
-        if self._hold is not None:
-            with self._hold:
+        for hold in self._holds:
+            with hold:
                 pass
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -11,6 +11,10 @@ from coase.protocol.errors import BookOutOfBalance, BudgetExhausted
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+
+PLAN_LIMIT: Final = "plan"
+"""The name by which an error says that it was the plan's money that ran out."""
 
 
 class Pot:
@@ -65,7 +69,7 @@ class Pot:
             if (hold := self.try_hold(units)) is not None:
                 return hold
             if units < 1 and not (self._held and left):
-                raise BudgetExhausted(limit="plan", asked_units=1, left_units=left or 0)
+                raise BudgetExhausted(limit=PLAN_LIMIT, asked_units=1, left_units=left or 0)
             await self._changed.wait()
 
     def promised(self, units: int) -> Hold:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from .compute.ports import Prompt
+from .compute.ports import Prompt, read_json
 from .plans import FAN_IN_DEFAULT, Covered, Plan, first_cause
 
 if TYPE_CHECKING:
@@ -214,8 +213,8 @@ def require_labels(labels: Sequence[str]) -> tuple[str, ...]:
 def label_in(answer: str, labels: Sequence[str]) -> str:
     """Return the one label that an answer names, or nothing if it names none or several."""
     try:
-        told = json.loads(answer)
-    except (ValueError, RecursionError):
+        told = read_json(answer)
+    except ValueError:
         told = answer
     if isinstance(told, dict):
         told = told.get("label")

@@ -48,6 +48,7 @@ DECIDE_AFTER_MS: Final = 300
 AIMED_REPLY_MS: Final = 2_000
 # Within a firm nothing is paid; else in the escrow, where a deal goes on after a crash by itself.
 SETTLEMENTS: Final = ("none", "escrow")
+_STATES: Final = ("made", "open", "failed", "nobody", "")  # What counts before what.
 OPEN_STATES: Final = (AskState.ACCEPTING, AskState.BOUND)
 
 
@@ -269,8 +270,8 @@ class MarketWorker(Worker[T, R]):
 
     def earlier(self, key: str) -> tuple[str, int]:
         """Return what came of an order in an earlier run, and what it cost at most."""
-        found = self._earlier(key)
-        return found if found[0] else self._earlier(f"{key}/any")
+        found = (self._earlier(key), self._earlier(f"{key}/any"))
+        return min(found, key=lambda each: _STATES.index(each[0]))
 
     def _earlier(self, key: str) -> tuple[str, int]:
         agent = self.agent
@@ -281,14 +282,16 @@ class MarketWorker(Worker[T, R]):
         if ask is None:
             summaries = agent.node.journal.past(agent.buying.desk.me, request)
             past = recall(summaries) if summaries is not None else None
-            if past is None or not past.deal:
+            if past is None:
                 return "", 0
+            if not past.deal:
+                return "nobody", 0
             return "made" if past.failure is None else "failed", past.paid_units
         if ask.state in OPEN_STATES:
             thread = agent.buying.desk.threads.get(ask.chosen)
             return ("open", thread.agreed_terms.price_units) if thread is not None else ("", 0)
         if ask.outcome is None:
-            return "", 0
+            return ("nobody" if ask.state is AskState.ENDED else ""), 0
         return "made" if ask.outcome.verdict == "good" else "failed", spent_in(ask.outcome)
 
 
@@ -361,12 +364,12 @@ class EitherWorker(Worker["Prompt", str]):
 
         :raises CoaseError: if neither can be done
         """
-        bought_before = bool(self.market.earlier(order.key)[0])
+        bought_before = self.market.earlier(order.key)[0] in ("made", "open")
         if not bought_before and self.here.free and self.here.compute.name not in order.avoid:
             try:
                 return await self.here.make(order)
-            except ComputeBusy:
-                pass
+            except (ComputeBusy, PromptRefused):
+                pass  # Somebody else may have a place, or a model that can do it.
         try:
             return await self.market.make(order)
         except (BudgetExhausted, PromptRefused):

@@ -344,6 +344,7 @@ async def test_a_plan_with_a_key_takes_up_what_it_began() -> None:
         "p/step-01/00000/2": ("made", 10),
         "p/step-01/00001/0": ("made", 10),
         "p/step-01/00001/1": ("open", 9),
+        **{f"p/step-01/00002/{n}": ("nobody", 0) for n in range(7)},
     }
     shop = Remembering(price=10)
     plan = plan_of(shop, key="p", budget_units=46)
@@ -352,11 +353,37 @@ async def test_a_plan_with_a_key_takes_up_what_it_began() -> None:
     assert {order.piece[-1]: order.key for order in shop.asked} == {
         "0": "p/step-01/00000/2",
         "1": "p/step-01/00001/0",
-        "2": "p/step-01/00002/0",
+        "2": "p/step-01/00002/7",
     }
     # What was lost then is lost now: 7 for nothing, 9 that may still be paid, and three pieces.
     assert plan.spent_units == 46
     assert plan.receipt().total_units == 46
+
+
+async def test_a_purse_that_is_full_for_a_moment_is_waited_for() -> None:
+    shop = Shop(price=10)
+
+    async def sometimes(order: Order[str], seller: str) -> str:
+        if len(shop.asked) == 1:
+            raise BudgetExhausted(limit="per hour", asked_units=10, left_units=0)
+        return order.task
+
+    shop.does = sometimes
+    assert (await plan_of(shop).map(["a"])).complete is False  # Its one seller has failed it.
+    shop.names = ("anna", "bert")
+    shop.asked.clear()
+    assert (await plan_of(shop).map(["a"])).complete
+
+
+async def test_whoever_had_a_piece_before_has_it_no_more() -> None:
+    class Passing(Shop):
+        async def make(self, order: Order[str]) -> Made[str]:
+            order.took("engine", "")
+            return await super().make(order)
+
+    plan = plan_of(Passing())
+    assert (await plan.map(["a", "b"])).complete
+    assert set(plan.load.values()) == {0}
 
 
 async def test_limits_that_are_none() -> None:

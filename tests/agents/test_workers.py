@@ -137,6 +137,19 @@ async def test_what_nobody_waits_for_any_more_is_not_bought(place: Market) -> No
     assert not buyer.buying.is_spending()
 
 
+async def test_what_nobody_sold_once_is_asked_for_again(place: Market) -> None:
+    buyer = Agent("buyer", budget="1")
+    await place.join(buyer)
+    quick: HireWorker[Summarise, Summary] = HireWorker(
+        buyer, "summarise", returns=Summary, look_s=0.1, reply_within_ms=100
+    )
+    tasks = [Summarise(text="some words")]
+    covered = await plan_of(quick, key="k", tries=1).map(tasks)
+    assert "nobody made an offer" in covered.missing[0]
+    await place.join(scribe("anna"))
+    assert (await plan_of(hire(buyer), key="k", tries=1).map(tasks)).complete
+
+
 async def test_text_is_bought_where_the_engine_here_has_no_place(place: Market) -> None:
     buyer, anna = Agent("buyer", budget="1"), oracle("anna")
     await place.join(buyer, anna)

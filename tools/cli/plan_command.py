@@ -150,9 +150,11 @@ def classify(
 
 def _texts(text: str, file: str) -> list[str]:
     """Return the texts of a JSON list, else the lines that are not empty."""
+    from coase.agents.compute.ports import read_json
+
     try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
+        told = read_json(text)
+    except ValueError:
         told = None
     if isinstance(told, list):
         if not told or not all(isinstance(each, str) and each.strip() for each in told):

@@ -19,6 +19,7 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from coase.agents.answers import Buyer
+from coase.agents.compute.ports import read_json
 from coase.agents.forms import form_of
 from coase.protocol.errors import CoaseError, ConfigurationError
 
@@ -137,7 +138,7 @@ class HireTool(_MarketTool):
 
     async def _work(self, capability: str, task: dict[str, Any], max_price: str = "") -> Any:
         bought = await self.buyer.order(capability, task, max_price=max_price)
-        result = json.loads(bought.result)
+        result = read_json(bought.result)
         text = bought.result
         return {
             "result": result if len(text) <= TEXT_MAX_CHARS else f"{text[:TEXT_MAX_CHARS]} (cut)",
