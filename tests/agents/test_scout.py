@@ -91,13 +91,14 @@ async def test_a_purchase_teaches_how_quick_and_how_far_its_seller_is(place: Mar
 
 
 async def test_chosen_sellers_are_asked_alone_and_others_only_if_they_are_silent(
-    place: Market,
+    place: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cheap, dear, buyer = honest("cheap", "0.01"), honest("dear", "0.04"), Agent("buyer")
     await place.join(cheap, dear, buyer)
     compute = MarketCompute(buyer, max_price="0.05")
     assert (await read(compute, Pick(asked=(dear.address,))))[1] == [dear.address]
     nobody = "0x" + "9" * 40
+    monkeypatch.setattr("coase.agents.compute.market.ASKED_REPLY_MS", 300)
     silent = Pick(asked=(nobody,), allowed=frozenset({nobody, dear.address}))
     assert (await read(compute, silent))[1] == [dear.address]
     assert (await read(compute, Pick(banned=frozenset({cheap.address}))))[1] == [dear.address]

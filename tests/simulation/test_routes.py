@@ -13,7 +13,7 @@ SETTINGS = (150, 900)
 
 @pytest.fixture(scope="module")
 def contest() -> dict[str, Figures]:
-    world = World(7, sellers=200, calls=500, rate_per_s=20, buyers=2)
+    world = World(7, sellers=200, calls=400, rate_per_s=20, buyers=2)
     policies = [kind(7, buyers=2) for kind in BASELINES]
     ours = [Router(7, buyers=2, second_units=units, name=f"{units}") for units in SETTINGS]
     return {policy.name: world.play(policy) for policy in [*policies, *ours]}
