@@ -218,8 +218,9 @@ class Plan(Generic[T, R]):
     """Makes pieces by one worker, within one budget, until one deadline.
 
     ``key`` makes it the same plan after a crash, with a worker whose purchases have keys: what was
-    bought is not bought again. ``pieces`` is how many there will be in all, if it is known:
-    each gets an equal share of the money that is left. ``max_units`` limits each piece, too.
+    bought is not bought again. In a handler the deal's id is one: ``Plan(..., key=job.deal)``.
+    ``pieces`` is how many there will be in all, if it is known: each gets an equal share of the
+    money that is left. ``max_units`` limits each piece, too.
 
     :raises ValueError: if a limit is none
     """
