@@ -525,7 +525,10 @@ class MarketCall:
                 reason = "tool_calls" if delivered.tool_calls else "stop"
             if not self._thought or delivered.thinking.startswith(self._thought):
                 thinking = delivered.thinking[len(self._thought) :]
-        given = delivered.input_tokens if delivered is not None else guess_tokens(self._prompt)
+        given, cached = guess_tokens(self._prompt), 0
+        if delivered is not None:
+            given = delivered.input_tokens
+            cached = min(delivered.cached_input_tokens, given)
         return BoughtChunk(
             text=rest,
             thinking=thinking,
@@ -533,7 +536,12 @@ class MarketCall:
             tokens=tokens,
             done=True,
             done_reason=reason,
-            usage=Usage(input_tokens=given, output_tokens=tokens, duration_ms=duration_ms),
+            usage=Usage(
+                input_tokens=given,
+                output_tokens=tokens,
+                cached_input_tokens=cached,
+                duration_ms=duration_ms,
+            ),
             bought=tuple(self._bought),
         )
 

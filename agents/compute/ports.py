@@ -60,6 +60,8 @@ SAMPLING_PERMILLE: Final = {
     "repeat_penalty_permille": (0, PENALTY_MAX_PERMILLE),
 }
 EMBED_TEXTS_MAX: Final = 2_048
+# Libraries send a thousand pieces of some thousand letters at once.
+EMBED_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
 DIMENSIONS_MAX: Final = 16_384
 # llama.cpp takes 2**32 - 1 to mean "any seed"; such a seed would not repeat.
 SEED_MAX: Final = 2**32 - 2
@@ -479,8 +481,8 @@ def check_texts(texts: Sequence[str]) -> None:
         (any(not text for text in texts), "a text is empty"),
         (
             sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-            > PROMPT_SIZE_MAX_BYTES,
-            f"the texts are over {PROMPT_SIZE_MAX_BYTES} bytes",
+            > EMBED_SIZE_MAX_BYTES,
+            f"the texts are over {EMBED_SIZE_MAX_BYTES >> 20} MiB",
         ),
     ):
         if broken:

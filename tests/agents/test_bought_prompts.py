@@ -270,6 +270,25 @@ async def test_a_tool_call_of_the_next_seller_counts_where_the_first_one_stopped
     assert not "".join(chunk.text for chunk in chunks)
 
 
+async def test_what_a_seller_had_read_before_is_told_and_is_no_more_than_it_read(
+    place: Market,
+) -> None:
+    seller, buyer = Agent("seller"), Agent("buyer", budget="0.1")
+
+    @seller.offers("inference", price=Price.per_task("0.01"), windows=PATIENT)
+    async def infer(task: Inference, job: Job) -> Completion:
+        cached = int(task.prompt)
+        return Completion(
+            text="x", model="m", input_tokens=3, output_tokens=1, cached_input_tokens=cached
+        )
+
+    await place.join(seller, buyer)
+    compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
+    for said, told in (("2", 2), ("9", 3)):
+        usage = (await compute.complete(Prompt.ask(said))).usage
+        assert (usage.input_tokens, usage.cached_input_tokens) == (3, told)
+
+
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_a_text_that_a_schema_binds_goes_on_only_with_itself(size: int) -> None:
     whole = '{"a": 3, "b": 4}'

@@ -9,6 +9,7 @@ import pytest
 
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.ports import (
+    EMBED_SIZE_MAX_BYTES,
     EMBED_TEXTS_MAX,
     IMAGE_SIZE_MAX_BYTES,
     IMAGES_MAX,
@@ -236,13 +237,13 @@ def test_the_size_of_a_model_is_said_as_people_say_it(count: int, shown: str) ->
         ([], "no text"),
         (["a", ""], "empty"),
         (["a"] * (EMBED_TEXTS_MAX + 1), "over"),
-        (["a" * PROMPT_SIZE_MAX_BYTES, "b"], "bytes"),
+        (["a" * EMBED_SIZE_MAX_BYTES, "b"], "over 4 MiB"),
     ],
 )
 def test_texts_beyond_the_limits_are_not_embedded(texts: list[str], why: str) -> None:
     with pytest.raises(PromptRefused, match=why):
         check_texts(texts)
-    check_texts(["a" * PROMPT_SIZE_MAX_BYTES])
+    check_texts(["a" * EMBED_SIZE_MAX_BYTES])
 
 
 @pytest.mark.parametrize(
