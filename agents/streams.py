@@ -298,7 +298,10 @@ class Streams:
             return
         spare = buyer.spare_units(thread.counterparty, now_ms=now_ms)
         more = terms.price_units * (DEPOSIT_DEALS - 1)
-        units = missing_units + (more if spare is None else max(0, min(more, spare)))
+        if spare is not None:
+            # Of what is left then, half stays for other sellers and other ways to pay.
+            more = min(more, max(0, spare - missing_units) // 2)
+        units = missing_units + more
         effect_id = f"{thread.deal}:fund:{end.signed_units}@{self.desk.me}"
         balance = units + (end.view.balance_units if end.view is not None else 0)
         line.deposit = _Deposit(effect_id, thread.deal, units, deadline_s, balance)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from coase.agents.means import Means
 from coase.agents.ports import Codec
 from coase.escrow.voucher import AskWithdrawal
 from coase.protocol.states import State
@@ -113,3 +114,21 @@ def test_a_deal_ends_with_the_channel_that_pays_it(market: Streaming) -> None:
     assert "a withdrawal is pending" in ask.outcome.why
     assert market.paid() == market.signed() == ask.outcome.view.to_seller_units
     assert not market.seller.desk.threads
+
+
+def test_a_deposit_is_no_more_than_the_buyer_has_and_leaves_it_something(
+    market: Streaming,
+) -> None:
+    me, buying = market.buyer.desk.me, market.buying
+    buying.means = Means(buying.under_way, name="buyer")
+    market.ledger.balances[me] = 3_000  # The price at most is a thousand.
+    spent = 0
+    for _ in range(3):
+        buying.know(market.ledger.balances[me])
+        ask = market.buy()
+        market.until(lambda ask=ask: over(ask))  # type: ignore[misc]
+        assert ask.outcome is not None
+        assert (ask.outcome.method, ask.outcome.state) == ("channel", State.SETTLED)
+        spent += ask.outcome.view.to_seller_units
+    assert market.signed() == spent
+    assert market.ledger.balances[me] > 0
