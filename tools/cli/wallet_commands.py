@@ -257,7 +257,7 @@ def _print_wallet(document: dict[str, Any]) -> None:
     if any(int(key["claimable_units"]) for key in document["keys"]):
         say("claimable: yours already; any node of yours that runs fetches it")
     rows = [row for key in document["keys"] for row in key["positions"] if row["kind"] == "channel"]
-    if any(int(row["free_units"]) for row in rows):
+    if any(int(row["free_units"]) and not row["takeable_at"] for row in rows):
         say("free in channels: spent on the next deals there, or taken back by")
         say("coase withdraw --channels")
 
