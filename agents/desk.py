@@ -286,7 +286,7 @@ class Desk(Delivery):
             reason = self.seller.unable(thread, now_ms=now_ms)
             if reason:
                 raise Refused(reason)
-        taken = self._in_turn(thread, message)
+        taken = self._in_turn(thread, message, now_ms=now_ms)
         if taken is None:
             self._heard.unsay(header.sender, header.id)
             return
@@ -334,14 +334,16 @@ class Desk(Delivery):
         if isinstance(body, Chunk):
             step.effects.append(Notice("chunk", thread.deal, thread, body.text, header.seq))
 
-    def _in_turn(self, thread: Thread, message: Message) -> Callable[[Step, int], None] | None:
+    def _in_turn(
+        self, thread: Thread, message: Message, *, now_ms: int
+    ) -> Callable[[Step, int], None] | None:
         """Return what takes a payment, or nothing for it; None if it has to be said again later."""
         body = message.body
         if isinstance(body, Chunk) and body.at > len(thread.shown):
             return None  # The one before it is on its way still.
         if isinstance(body, Voucher):
             try:
-                return self.streams.taking(thread, body)
+                return self.streams.taking(thread, body, now_ms=now_ms)
             except ViewTooOld:
                 return None  # As soon as the chain was asked.
         return lambda step, now_ms: None

@@ -224,7 +224,8 @@ class Job:
         if not is_counted(terms):
             rest = terms.price_units
         self._tokens = max(self._tokens, SHOWN_TOKENS)  # Whatever is left may leave.
-        return seat.desk.streams.can_send(thread, max(rest, 1))
+        now_ms = node.runtime.now_ms() if (node := self.agent.node) is not None else 0
+        return seat.desk.streams.can_send(thread, max(rest, 1), now_ms=now_ms)
 
     def _now(self) -> Thread | None:
         seat = self.agent.seat

@@ -104,6 +104,8 @@ class _Line:
     since_s: int = 0
     """When the oldest voucher that is not claimed was taken."""
     used_s: int = 0
+    read_ms: int = 0
+    """When the chain was asked about it last, by our own clock."""
     records: int = 0
 
 
@@ -118,8 +120,8 @@ class Streams:
     enabled: bool = False
     """Whether there are channels on this network."""
     lines: dict[bytes, _Line] = field(default_factory=dict)
-    _views: dict[bytes, ChannelView] = field(default_factory=dict)
-    """What was read of channels that are not ours yet."""
+    _views: dict[bytes, tuple[ChannelView, int]] = field(default_factory=dict)
+    """What was read of channels that are not ours yet, and when by our own clock."""
     _numbers: dict[AgentId, int] = field(default_factory=dict)
     """How many channels with a seller were used up before the present one."""
     _wanted: dict[bytes, None] = field(default_factory=dict)
@@ -152,8 +154,9 @@ class Streams:
             self._wanted.pop(channel_id, None)
             line = self.lines.get(channel_id)
             if line is None:
-                self._views[channel_id] = view
+                self._views[channel_id] = view, now_ms
                 continue
+            line.read_ms = now_ms
             if line.seller is not None:
                 line.seller = line.seller.see(view)
                 if line.seller.claim is None:
@@ -243,10 +246,10 @@ class Streams:
         channel_id = config.channel_id(self.domain)
         line = self.lines.get(channel_id)
         if line is None:
-            view = self._views.get(channel_id)
-            if view is None:
+            if channel_id not in self._views:
                 self.want(channel_id)
                 return
+            view, _ = self._views[channel_id]
             if view.balance_units or view.claimed_units or view.refund_nonce:
                 # Of another life, whose journal is lost: what we signed there nobody knows.
                 self._numbers[seller] = self._numbers.get(seller, 0) + 1
@@ -369,7 +372,7 @@ class Streams:
             if end is None:
                 end = SellerChannel.accept(config, self.domain, self._policy(), seller=self.desk.me)
                 if channel_id in self._views:
-                    end = end.see(self._views[channel_id])
+                    end = end.see(self._views[channel_id][0])
         except VoucherRefused as error:
             self._refuse(thread, str(error), step, now_ms=now_ms)
             return
@@ -388,8 +391,8 @@ class Streams:
             if len(self.lines) >= CHANNELS_MAX:
                 self._refuse(thread, "no more channels", step, now_ms=now_ms)
                 return
-            self.lines[channel_id] = _Line(seller=end)
-            self._views.pop(channel_id, None)
+            _, read_ms = self._views.pop(channel_id)
+            self.lines[channel_id] = _Line(seller=end, read_ms=read_ms)
             self._write_opening(channel_id, config, "seller", step, now_ms=now_ms)
         self._begin(thread, step, now_ms=now_ms)
 
@@ -458,7 +461,19 @@ class Streams:
             "signature": "0x" + voucher.signature.hex(),
         }
 
-    def taking(self, thread: Thread, body: VoucherBody) -> Callable[[Step, int], None]:
+    def _time_s(self, line: _Line, end: SellerChannel, *, now_ms: int) -> int:
+        """Return the chain's time now; where the chain is away, our own clock goes on with it.
+
+        A withdrawal that is armed behind our back does not wait until we see the chain again.
+        """
+        if end.view is None:
+            return self.desk.head.time_s
+        since_s = max(0, now_ms - line.read_ms) // 1000
+        return max(self.desk.head.time_s, end.view.time_s + since_s)
+
+    def taking(
+        self, thread: Thread, body: VoucherBody, *, now_ms: int
+    ) -> Callable[[Step, int], None]:
         """Check a voucher and return what takes it, once the deal has taken it as well.
 
         :raises VoucherRefused: if it does not secure what it says
@@ -467,7 +482,7 @@ class Streams:
         line, end = self._selling(thread)
         channel_id = end.channel_id
         voucher = Voucher(channel_id, int(body.total_units), bytes.fromhex(body.signature[2:]))
-        now_s = self.desk.head.time_s
+        now_s = self._time_s(line, end, now_ms=now_ms)
         try:
             after, records = end.take(
                 voucher, deal_id=thread.deal, units=int(body.units), now_s=now_s
@@ -485,13 +500,14 @@ class Streams:
 
         return commit
 
-    def can_send(self, thread: Thread, units: int) -> bool:
+    def can_send(self, thread: Thread, units: int, *, now_ms: int) -> bool:
         """Return whether ``units`` more may be delivered now, unpaid; if not, perhaps soon."""
         if thread.method != "channel" or units <= 0:
             return True
-        _, end = self._selling(thread)
+        line, end = self._selling(thread)
         try:
-            end.send(deal_id=thread.deal, units=units, now_s=self.desk.head.time_s)
+            now_s = self._time_s(line, end, now_ms=now_ms)
+            end.send(deal_id=thread.deal, units=units, now_s=now_s)
         except ViewTooOld:
             self.want(end.channel_id)
             return False
@@ -507,7 +523,7 @@ class Streams:
         if thread.method != "channel" or units <= 0:
             return
         line, end = self._selling(thread)
-        now_s = self.desk.head.time_s
+        now_s = self._time_s(line, end, now_ms=now_ms)
         try:
             after, records = end.send(deal_id=thread.deal, units=units, now_s=now_s)
         except ViewTooOld:
@@ -524,7 +540,9 @@ class Streams:
             return
         channel_id = self._config_of(thread).channel_id(self.domain)
         line = self.lines.get(channel_id)
-        if line is None:
+        if line is None:  # It came to nothing, and whoever named the channel may name any number.
+            self._views.pop(channel_id, None)
+            self._wanted.pop(channel_id, None)
             return
         if thread.side is Role.SELLER and line.seller is not None:
             line.seller, sold = line.seller.end(thread.deal)

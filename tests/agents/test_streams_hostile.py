@@ -9,6 +9,8 @@ import pytest
 
 from coase.agents.means import Means
 from coase.agents.ports import Codec
+from coase.agents.streams import LOCAL_DELAY_S
+from coase.escrow.accounts import ViewTooOld
 from coase.escrow.voucher import AskWithdrawal
 from coase.protocol.states import State
 
@@ -132,3 +134,19 @@ def test_a_deposit_is_no_more_than_the_buyer_has_and_leaves_it_something(
         spent += ask.outcome.view.to_seller_units
     assert market.signed() == spent
     assert market.ledger.balances[me] > 0
+
+
+def test_a_seller_who_has_not_seen_the_chain_for_long_delivers_nothing_more(
+    market: Streaming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market.buy()
+    market.until(lambda: market.paid() > 0)
+    market.writes = False
+    monkeypatch.setattr(market, "block", lambda: None)  # Its endpoint is away.
+    market.now_ms += (LOCAL_DELAY_S // 3 + 2) * 1_000
+    (thread,) = market.seller.desk.threads.values()
+    with pytest.raises(ViewTooOld):
+        market.seller.desk.chunk(
+            thread.deal, "x", tokens=1, due_units=thread.due_units + 1, now_ms=market.now_ms
+        )
+    assert not market.seller.desk.streams.can_send(thread, 1, now_ms=market.now_ms)
