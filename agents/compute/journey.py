@@ -20,7 +20,16 @@ from coase.protocol.errors import BudgetExhausted, ComputeFailed
 
 from .explain import OTHERS_MAX, Attempt, Explanation, wish_shown
 from .market import MarketCall, Pick, Seam
-from .ports import Chunk, ComputeBusy, Message, Prompt, PromptRefused, Unsupported, failed
+from .ports import (
+    Chunk,
+    ComputeBusy,
+    Message,
+    Prompt,
+    PromptRefused,
+    PromptTooLong,
+    Unsupported,
+    failed,
+)
 from .routing import HERE
 from .ways import Place, Size
 
@@ -139,6 +148,7 @@ class Journey:
         :raises ComputeFailed: if no leg led to the end
         """
         why: ComputeFailed | BudgetExhausted | None = None
+        unfit: PromptRefused | None = None
         for number, leg in enumerate(self.legs):
             beside = self._beside(number)
             try:
@@ -148,8 +158,8 @@ class Journey:
                         if chunk.done:
                             return
                 why = failed("the answer has no end", why="its stream ended", todo="Ask again")
-            except Unsupported as error:
-                why = error
+            except (Unsupported, PromptTooLong) as error:
+                why = unfit = error  # Another engine may be able to.
             except PromptRefused as error:
                 self._outcome = f"refused: {error}"
                 raise
@@ -158,6 +168,7 @@ class Journey:
             if self._closed or self._late():
                 break
             log.info("%s: going on elsewhere, since %s", self.call, why)
+        why = unfit or why
         self._outcome = f"failed: {why}"
         raise why or failed("there is no way", why=self._decision.why_none(), todo="Ask again")
 

@@ -35,6 +35,7 @@ from .ports import (
     ModelInfo,
     Prompt,
     PromptRefused,
+    PromptTooLong,
     Unsupported,
     failed,
 )
@@ -238,7 +239,12 @@ class RouterCompute(Compute):
             outside = outside and buys.firm
         buyable = outside and not prompt.logprobs  # For which the ware has no words.
         models = await self._resolve(asked, outside=outside)
-        wish = replace(wish, models=models, second_units=self._second_units(wish))
+        wish = replace(
+            wish,
+            models=models,
+            needs=frozenset(prompt.needs()),
+            second_units=self._second_units(wish),
+        )
         if self.buys is not None:
             most_units = self._most_units()
             wish = replace(wish, most_units=_least(wish.most_units, most_units))
@@ -277,6 +283,8 @@ class RouterCompute(Compute):
 
     def _no_way(self, decision: Decision, wish: Wish) -> PromptRefused | ComputeFailed:
         why = f"nobody may answer this: {decision.why_none()}"
+        if "of too small a context" in decision.refused:
+            return PromptTooLong(why)
         if "too dear" in decision.refused:
             return failed(why, why="the highest price", todo="Raise it")
         if "expected too late" in decision.refused:

@@ -52,6 +52,8 @@ class Wish:
     """Tried in this order; with none, any model will do."""
     quantisations: frozenset[str] = frozenset()
     regions: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    """What a model must be able to do beside writing."""
     sellers: frozenset[str] = frozenset()
     """With any, nobody else; the engine here is called ``here``."""
     banned: frozenset[str] = frozenset()
@@ -68,7 +70,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         """Take any collection of names."""
-        for name in ("quantisations", "regions", "sellers", "banned"):
+        for name in ("quantisations", "regions", "needs", "sellers", "banned"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
 
     def refusal(self, listing: Listing) -> str:
@@ -84,6 +86,8 @@ class Wish:
             return "not among the sellers allowed"
         if self.quantisations and listing.quantisation not in self.quantisations:
             return "another quantisation"
+        if listing.abilities and not self.needs <= set(listing.abilities):
+            return "not able to do what the prompt needs"
         if self.regions and listing.region not in self.regions and listing.place is not Place.HERE:
             return "another region"
         return ""
@@ -330,6 +334,8 @@ class RouteBook:
         listing = way.listing
         if listing.place is not Place.HERE and way.heard_ms < now_ms - HEARD_MAX_MS:
             return None, 0, "not heard of lately"
+        if 0 < listing.context_tokens < size.input:
+            return None, 0, "of too small a context"
         ahead = way.ahead(now_ms)
         first_us, took_us = way.expected_us(size, ahead=ahead)
         if wish.deadline_ms and took_us > wish.deadline_ms * 1_000:
@@ -358,7 +364,8 @@ class RouteBook:
     # ---- Keeping what is sorted out up to date ------------------------------------------------
 
     def _group(self, wish: Wish, model: str, now_ms: int) -> _Group:
-        shape = (wish.quantisations, wish.regions, wish.sellers, wish.banned, wish.reach)
+        places = wish.sellers, wish.banned, wish.reach
+        shape = (wish.quantisations, wish.regions, wish.needs, *places)
         key = (model, shape, wish.second_units, wish.bad_units)
         group = self._groups.pop(key, None)
         if group is None:

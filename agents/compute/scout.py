@@ -204,6 +204,7 @@ class Scout:
         for name in held - names:
             self.book.drop(seller, name)
         rates = listed_rates(description.price, asset)
+        traits = dict(zip(description.models, description.traits, strict=False))
         for name in names:
             way = self.book.way(seller, name)
             # Who does not tell a price, and has made no offer, is taken to ask the most.
@@ -219,7 +220,16 @@ class Scout:
                 )
             )
             asked = rates if self.place_of(seller) is Place.MARKET else _FREE
-            listing = replace(known, place=self.place_of(seller), **asked)
+            told = info_of(name, traits.get(name, ""))
+            listing = replace(
+                known,
+                place=self.place_of(seller),
+                quantisation=told.quantisation,
+                context_tokens=told.context_tokens,
+                # Who tells nothing may be able to do all of it.
+                abilities=told.capabilities if traits.get(name) else (),
+                **asked,
+            )
             self.book.learn(listing, now_ms=now_ms)
 
     def _listen(self) -> None:

@@ -55,6 +55,10 @@ class Listing:
     place: Place
     model: str
     quantisation: str = ""
+    context_tokens: int = 0
+    """What one call may take; 0 if that is not told."""
+    abilities: tuple[str, ...] = ()
+    """What it can do beside writing, such as ``tools``; nothing if that is not told."""
     region: str = ""
     fixed_units: int = 0
     input_units: int = 0
@@ -72,10 +76,11 @@ class Listing:
 
     def alike(self, other: Listing) -> bool:
         """Return whether all that wishes can exclude by is the same."""
-        return (self.place, self.quantisation, self.region) == (
+        return (self.place, self.quantisation, self.region, self.abilities) == (
             other.place,
             other.quantisation,
             other.region,
+            other.abilities,
         )
 
 
@@ -281,6 +286,7 @@ class Way:
         """Return what ``saved`` gave, or None if that cannot be read."""
         try:
             held = dict(row.pop("listing"))
+            held["abilities"] = tuple(held["abilities"])
             listing = Listing(**{**held, "place": Place(held["place"])})
             way = cls(listing, **row)
         except (KeyError, TypeError, ValueError):

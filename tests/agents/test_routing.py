@@ -170,6 +170,7 @@ def test_old_failures_fade() -> None:
         (Wish(sellers=frozenset({"b"})), "not among the sellers allowed"),
         (Wish(quantisations=frozenset({"Q8_0"})), "another quantisation"),
         (Wish(regions=frozenset({"eu"})), "another region"),
+        (Wish(needs=frozenset({"tools"})), "not able to do what the prompt needs"),
         (Wish(models=("other",)), "another model"),
         (Wish(most_units=599), "too dear"),
         (Wish(most_units=0), "too dear"),
@@ -177,9 +178,18 @@ def test_old_failures_fade() -> None:
     ],
 )
 def test_who_must_not_be_taken_is_not(wish: Wish, why: str) -> None:
-    book = book_of(listing("a", quantisation="Q4_0", region="us"))
+    able = ("completion", "vision")
+    book = book_of(listing("a", quantisation="Q4_0", region="us", abilities=able))
     assert why_not(book, wish) == {why: 1}
-    assert first(book, Wish(most_units=600, deadline_ms=4_000)) == "a"
+    fits = Wish(most_units=600, deadline_ms=4_000, needs=frozenset({"vision"}))
+    assert first(book, fits) == "a"
+
+
+def test_a_prompt_that_is_too_long_goes_nowhere_but_where_that_is_not_known() -> None:
+    book = book_of(listing("small", context_tokens=SIZE.input - 1), listing("untold"))
+    assert first(book) == "untold"
+    book.drop("untold")
+    assert why_not(book, Wish()) == {"of too small a context": 1}
 
 
 def test_a_policy_holds_whatever_it_costs_and_whoever_else_fails() -> None:
