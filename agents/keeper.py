@@ -15,16 +15,17 @@ import anyio
 
 from coase.escrow.advice import explained
 from coase.escrow.keeping import OUTCOMES, silence_limit_s, terms_in_log
+from coase.escrow.stake import ACK_S, CloseSlice
 from coase.protocol.effects import Poke
 from coase.protocol.errors import CallReverted, ChainUnavailable
-from coase.protocol.types import Phase
+from coase.protocol.types import How, Phase
 
 from .ports import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coase.escrow.ports import ChainEvent, Receipt, Settlement
+    from coase.escrow.ports import ChainEvent, Receipt, Settlement, StakeRegistry
     from coase.protocol.identity import Identity
     from coase.protocol.terms import Terms
     from coase.protocol.types import JobView
@@ -69,7 +70,11 @@ class Keeper:
         now_ms: Callable[[], int],
         grace_s: int = GRACE_S,
         from_block: int = 0,
+        stake: StakeRegistry | None = None,
     ) -> None:
+        self.stake = stake
+        """The vault whose slices it closes, if there is one."""
+        self._slices: dict[bytes, tuple[Terms, int]] = {}
         self.settlement, self.identity, self.journal = settlement, identity, journal
         self.open: dict[bytes, Terms] = {}
         """The deals that are not over, as far as the log is read."""
@@ -96,6 +101,7 @@ class Keeper:
         for job_id, view in views.items():
             if view.phase in (Phase.NONE, Phase.CLOSED, Phase.CANCELLED):
                 if view.phase is not Phase.NONE:  # Not yet, or no more, at the depth we trust.
+                    self._keep_slice(job_id, view, head.time_s)
                     self._forget(job_id)
                 continue
             limit_s = silence_limit_s(view, self.open[job_id])
@@ -103,7 +109,46 @@ class Keeper:
                 continue
             if head.time_s >= self._not_before_s.get(job_id, 0):
                 due.append((job_id, view, head.time_s - limit_s))
-        return await self._poke_all(due)
+        return await self._poke_all(due) + await self._close_slices(head.time_s)
+
+    def _keep_slice(self, job_id: bytes, view: JobView, now_s: int) -> None:
+        """Remember the stake of a deal that is over; a silent seller's is its buyer's to claim."""
+        terms = self.open[job_id]
+        if self.stake is None or not terms.stake_units or terms.vault != self.stake.vault:
+            return
+        silent = view.how in (How.UNDELIVERED, How.DECLINED)
+        from_s = terms.deliver_by_s + ACK_S + 1 if silent else now_s + self._grace_s
+        self._slices[job_id] = (terms, from_s)
+
+    async def _close_slices(self, now_s: int) -> list[Poked]:
+        """Free what ended deals still hold of sellers' stakes."""
+        done: list[Poked] = []
+        for job_id, (terms, from_s) in list(self._slices.items()):
+            if self.stake is None or now_s < from_s:
+                continue
+            if not await self.stake.slice_units(job_id):
+                del self._slices[job_id]
+                continue
+            effect_id, receipt, refused = f"{job_id.hex()}:slice@{self.identity.address}", None, ""
+            try:
+                receipt = await self.stake.perform(effect_id, CloseSlice(terms), self.identity)
+                del self._slices[job_id]
+            except CallReverted as error:
+                refused = explained(error)
+                self._slices[job_id] = (terms, now_s + AGAIN_AFTER_S)
+            poked = Poked(
+                job_id=job_id.hex(),
+                phase="over",
+                outcome="what it held of the seller's stake is free, or the buyer's",
+                late_s=now_s - from_s,
+                tx_hash=receipt.tx_hash if receipt is not None else "",
+                gas=receipt.gas if receipt is not None else 0,
+                refused=refused,
+            )
+            done.append(poked)
+            if receipt is not None:
+                self._write(poked)
+        return done
 
     async def run(self, tell: Callable[[Poked], None]) -> None:
         """Look and poke until cancelled; ``tell`` hears of each poke."""

@@ -10,11 +10,13 @@ import pytest
 
 from coase.agents import Agent, Job, Price
 from coase.agents.guarantor import Guarantor
+from coase.agents.keeper import Keeper
 from coase.agents.seller import stake_units
 from coase.agents.wares import Summarise, Summary
 from coase.escrow.backends.memory import MemorySettlement
 from coase.escrow.backends.memory_stake import MemoryStakeRegistry, MemoryVault
 from coase.protocol.errors import ConfigurationError, DealFailed
+from coase.protocol.identity import Identity
 
 from .market import FUNDS, SHORT, Market, market
 
@@ -95,6 +97,33 @@ async def test_good_work_frees_its_slice(tmp_path: Path) -> None:
         await place.until(lambda: not place.vault.stake(seller.address).reserved_units)
         assert place.vault.stake(seller.address).free_units == STAKE
         place.vault.check()
+
+
+async def test_a_keeper_frees_what_nobody_else_does(tmp_path: Path) -> None:
+    async with staked(tmp_path) as place:
+        seller, buyer = scribe(), Agent("buyer")
+        await place.place.join(seller, buyer)
+        await put_up(place, seller)
+        await buy(buyer, "well")
+        await place.place.rest()
+        for agent in (seller, buyer):  # Their own nodes are away.
+            assert agent.seat is not None
+            agent.seat.desk.slices.open.clear()
+        node = place.place.node
+        keeper = Keeper(
+            node.settlement,
+            Identity(b"\x51" * 32),
+            node.journal,
+            now_ms=lambda: 1_000,
+            grace_s=0,
+            stake=node.stake,
+        )
+        assert place.vault.stake(seller.address).reserved_units
+        with anyio.fail_after(60):
+            while place.vault.stake(seller.address).reserved_units:
+                await keeper.look()
+        assert place.vault.stake(seller.address).free_units == STAKE
+        assert await keeper.look() == []
 
 
 async def test_a_seller_who_took_the_task_and_sleeps_loses_its_slice(tmp_path: Path) -> None:

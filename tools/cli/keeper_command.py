@@ -37,7 +37,8 @@ def keeper(
     """Poke every deal on the escrow whose time has passed, other people's too.
 
     Nobody's money can be kept by silence, but somebody has to say so to the contract: parties do,
-    and when both are away this does. It needs no broker, gets nothing for it, and pays only gas.
+    and when both are away this does. Slices of stakes that ended deals still hold it closes too. It
+    needs no broker, gets nothing for it, and pays only gas.
 
     Example: [b]coase keeper --once[/b]
     """
@@ -53,6 +54,7 @@ async def _keep(state: Path | None, grace: int, once: bool, as_json: bool) -> di
     import time
 
     from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
+    from coase.agents.beside import open_beside
     from coase.agents.config import load_network
     from coase.agents.keeper import Keeper
     from coase.agents.wiring import open_settlement, unlock_keys
@@ -76,6 +78,7 @@ async def _keep(state: Path | None, grace: int, once: bool, as_json: bool) -> di
                     now_ms=lambda: time.time_ns() // 1_000_000,
                     grace_s=grace,
                     from_block=network.from_block,
+                    stake=(await open_beside(network, settlement)).stake,
                 )
                 return await _look(keeping, once, as_json)
             finally:
