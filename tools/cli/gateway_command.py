@@ -19,6 +19,7 @@ from .gateway_usage import usage
 if TYPE_CHECKING:
     from coase.agents.compute.market import MarketCompute
     from coase.agents.compute.ports import Compute
+    from coase.agents.compute.ways import Place
     from coase.tools.gateway.server import Books, Doors
     from coase.tools.gateway.usage import UsageJournal
 
@@ -54,6 +55,9 @@ def gateway(
     at_once: Annotated[
         int, typer.Option(min=1, max=512, help="Answers of the engine here at a time.")
     ] = LOCAL_AT_ONCE,
+    data: Annotated[
+        str, typer.Option(help="Who may see prompts: here (this machine), firm or market.")
+    ] = "market",
     stall: Annotated[
         int, typer.Option(min=1, max=600, help="Seconds of silence until another seller goes on.")
     ] = 10,
@@ -95,7 +99,8 @@ def gateway(
     async def work() -> None:
         directory = directory_of(state)
         doors = _doors(host, allow_host or [], allow_origin or [], key_file, directory)
-        await _serve(makes, buys, doors, directory, host, port, as_json=json_)
+        routing = _Routing(directory, _place_of(data))
+        await _serve(makes, buys, doors, routing, host, port, as_json=json_)
 
     perform(work)
 
@@ -106,6 +111,27 @@ def _in_a_firm() -> bool:
     from coase.agents.firm import FirmFile
 
     return FirmFile().current() is not None and network_path().exists()
+
+
+def _place_of(data: str) -> Place:
+    """Return how far a prompt may go.
+
+    :raises ConfigurationError: if that is no such place
+    """
+    from coase.agents.compute.ways import Place
+
+    found = {place.name.lower(): place for place in Place}.get(data)
+    if found is None:
+        raise ConfigurationError(f"--data is here, firm or market, not {data!r}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Routing:
+    """Where is kept what is learnt of the ways, and how far a prompt may go."""
+
+    directory: Path
+    reach: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +158,7 @@ async def _serve(
     makes: _Making | None,
     buys: _Buying | None,
     doors: Doors,
-    directory: Path,
+    routing: _Routing,
     host: str,
     port: int,
     *,
@@ -142,21 +168,25 @@ async def _serve(
 
     from coase.agents.compute.calllog import CallLog
     from coase.agents.compute.router import RouterCompute
+    from coase.agents.compute.routing import Wish
     from coase.tools.gateway.server import application, serving
     from coase.tools.gateway.usage import DAY_MS, KEPT_DAYS, UsageJournal, now_ms
 
     from .agent_command import watch_links
 
     async with AsyncExitStack() as stack:
-        journal = stack.enter_context(closing(UsageJournal(directory)))
+        journal = stack.enter_context(closing(UsageJournal(routing.directory)))
         journal.forget(before_ms=now_ms() - KEPT_DAYS * DAY_MS)
         own = await _local(makes, wanted=buys is None) if makes is not None else None
         if own is not None:
             stack.push_async_callback(own.close)
         market = await _market(stack, buys) if buys is not None else None
-        calls = stack.enter_context(closing(CallLog(directory)))
+        calls = stack.enter_context(closing(CallLog(routing.directory)))
         at_once = makes.at_once if makes is not None else LOCAL_AT_ONCE
-        router = RouterCompute(local=own, market=market, calls=calls, local_slots=at_once)
+        wish = Wish(reach=routing.reach)
+        router = RouterCompute(
+            local=own, market=market, wish=wish, calls=calls, local_slots=at_once
+        )
         stack.push_async_callback(router.close)
         books = _books(journal, market, buys)
         at = await stack.enter_async_context(
