@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
@@ -15,12 +15,13 @@ from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
 from .buyer import AskState
-from .compute.market import TOKENS_PER_S_MIN, BoughtChunk
+from .compute.market import TOKENS_PER_S_MIN, BoughtChunk, NoOffer
 from .compute.ports import ComputeBusy, PromptRefused
 from .inference import features_of, input_tokens_max, task_of
 from .node import DISCOVER_WAIT_S
 from .past import recall
 from .plans import Made, Order, Worker
+from .pot import PLAN_LIMIT
 from .purse import spent_in
 from .wares import Completion
 
@@ -56,14 +57,21 @@ class EngineWorker(Worker["Prompt", str]):
     """Pieces of text by an engine: of this machine, or whatever a router or a market finds.
 
     What it says that was paid counts against the plan; ``max_units`` is the most that it may take
-    for one prompt, 0 for an engine that costs nothing.
+    for one prompt, 0 for an engine that costs nothing. With ``at_once`` no more are asked of it
+    beside each other; the others wait here, where no engine grows tired of them.
     """
 
     def __init__(
         self, compute: Compute, *, max_units: int = 0, asset: str = "", at_once: int = 0
     ) -> None:
         self.compute, self._max_units, self._asset = compute, max_units, asset
-        self._at_once, self._inside = at_once, 0
+        self._at_once = at_once
+        self._slots: anyio.Semaphore | None = None
+
+    async def begin(self) -> None:
+        """Make the places, in the event loop of the plan."""
+        if self._at_once and self._slots is None:
+            self._slots = anyio.Semaphore(self._at_once)
 
     @property
     def asset(self) -> str:
@@ -73,26 +81,23 @@ class EngineWorker(Worker["Prompt", str]):
     @property
     def free(self) -> bool:
         """Whether it takes another piece now without a queue."""
-        return not self._at_once or self._inside < self._at_once
+        return self._slots is None or self._slots.value > 0
 
     async def make(self, order: Order[Prompt]) -> Made[str]:
         """Return the text that the engine writes.
 
         :raises ComputeFailed: if it writes none, or only half of it
         """
-        self._inside += 1
-        try:
+        async with self._slots or nullcontext():
             if not self._max_units:
                 return await self._write(order, None)
             with await order.reserve() as hold:
                 if hold.units < self._max_units:
                     raise BudgetExhausted(
-                        limit="plan", asked_units=self._max_units, left_units=hold.units
+                        limit=PLAN_LIMIT, asked_units=self._max_units, left_units=hold.units
                     )
                 hold.bind(self._max_units)  # From its first word on the market may have bought.
                 return await self._write(order, hold)
-        finally:
-            self._inside -= 1
 
     async def _write(self, order: Order[Prompt], hold: Hold | None) -> Made[str]:
         texts: list[str] = []
@@ -108,7 +113,7 @@ class EngineWorker(Worker["Prompt", str]):
                         paid = sum(
                             _cost(each.price_units, each.paid_units) for each in chunk.bought
                         )
-        except BudgetExhausted:
+        except (BudgetExhausted, NoOffer):
             if hold is not None and not paid:
                 hold.spend(0)
             raise

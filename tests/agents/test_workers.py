@@ -153,7 +153,7 @@ async def test_what_nobody_sold_once_is_asked_for_again(place: Market) -> None:
 async def test_text_is_bought_where_the_engine_here_has_no_place(place: Market) -> None:
     buyer, anna = Agent("buyer", budget="1"), oracle("anna")
     await place.join(buyer, anna)
-    here = EchoCompute(limits=Limits(concurrency=1))
+    here = EchoCompute(limits=Limits(concurrency=1, queue_max=0))
     local = EngineWorker(here, at_once=1)
     plan = plan_of(
         EitherWorker(local, InferenceWorker(buyer, decide_after_ms=50, look_s=LOOK_S)),

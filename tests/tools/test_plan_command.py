@@ -34,7 +34,7 @@ def test_lines_are_classified(home: Home, tmp_path: Path) -> None:
     receipt.check()
     assert receipt.pieces == 2
     found = home.json(*arguments)
-    assert [row["text"] for row in found["labels"]][0] == "The sun is out."
+    assert found["labels"][0]["text"] == "The sun is out."
     assert {row["label"] for row in found["labels"]} <= {"good", "bad"}
     Receipt.from_json(json.dumps(found["receipt"])).check()
 
@@ -66,7 +66,7 @@ def test_a_long_text_is_summarised(home: Home, tmp_path: Path) -> None:
         (("summarise", "-"), "is empty"),
         (("summarise", "LINES", "--budget", "0.1"), "coase up"),
         (("summarise", "LINES", "--max-price", "0.1"), "--max-price needs --budget"),
-        (("summarise", "LINES", "--engine", "none"), "give --budget"),
+        (("summarise", "LINES", "--engine", "none"), "without an engine, a budget or a firm"),
         (("summarise", "LINES", "--engine", "abacus"), "no engine 'abacus'"),
         (("classify", "LINES", "--labels", "one"), "--labels: there are 2"),
         (("classify", "LINES", "--labels", "a,A"), "--labels: two labels"),

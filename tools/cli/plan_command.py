@@ -170,8 +170,6 @@ def _carry_out(way: _Way, what: Any, work: Callable[[Plan[Any, Any]], Any]) -> N
 
     if way.max_price and not way.budget:
         raise_user("--max-price needs --budget: without it nothing is bought")
-    if way.engine == "none" and not way.budget:
-        raise_user("with --engine none all is bought: give --budget")
     key = f"{way.key or 'plan'}-{keccak256(spelt(list(what)).encode())[:8].hex()}"
 
     async def run() -> bool:
@@ -205,7 +203,7 @@ def _buyer(way: _Way) -> Buyer:
 
     engine = None if way.engine == "none" else kind_of(way.engine)
     if not way.budget:
-        return Buyer(NAME, engine=engine)
+        return Buyer(NAME, engine=engine, state=way.state)
     # The budget is this plan's alone; the owner may limit all plans: coase budget planner.
     limit, network = Budget(per_deal=way.budget), load_network()
     if network.asset.money(way.budget).units == 0:
