@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
@@ -34,6 +35,7 @@ from .profile import Directory, Registrar
 from .reputation import Readings, reader_of
 from .supervisor import attempt, supervise
 from .wiring import is_local
+from .wishes import wishes_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -86,6 +88,7 @@ class Reviewer:
         self._curious: dict[AgentId, set[AgentId]] = {}
         """Sellers of whom an agent of ours would like to know, and which agents."""
         self._looked: dict[AgentId, float] = {}
+        self._place = directory
         self._hearsay = Hearsay(directory / HEARSAY_FILE if directory is not None else None)
         self._told: set[str] = set()
         self._met: dict[AgentId, set[AgentId]] = {}
@@ -154,6 +157,7 @@ class Reviewer:
         for agent in self._due_first(self._node.agents, lambda agent: f"register:{agent.address}"):
             if agent.address not in self._registered:
                 await self._register(agent)
+        await self._grant()
         for note in self._due_first(self._notes.values(), lambda note: note.name):
             await self._say(note)
         await self._look()
@@ -199,6 +203,23 @@ class Reviewer:
             case record:
                 log.info("%s is agent %d of %s", agent.name, record.agent_id, self._registry)
                 self._registered.add(agent.address)
+
+    async def _grant(self) -> None:
+        """Register as the owner wishes, who cannot use the keys while the node does."""
+        if self._place is None:
+            return
+        for wish in self._due_first(wishes_in(self._place), lambda wish: wish.id):
+            agent = self._agent(wish.agent)
+            if agent is None or agent.seat is None:
+                continue
+            work = partial(
+                self._registrar.register, agent.seat.identity, wish.profile, name=agent.name
+            )
+            made = await attempt(work, name=f"the wish for {agent.name}", level=logging.INFO)
+            if isinstance(made, ChainUnavailable):
+                self._try_again(wish.id, made)
+            else:
+                wish.grant(self._place, why=str(made) if isinstance(made, Exception) else "")
 
     @property
     def _registry(self) -> str:

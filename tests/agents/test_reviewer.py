@@ -21,6 +21,7 @@ from coase.agents.notes import Note
 from coase.agents.profile import Directory, Profile
 from coase.agents.reputation import Readings, reader_of
 from coase.agents.reviewer import Reviewer
+from coase.agents.wishes import WISHES_DIRECTORY, Wish, wishes_in
 from coase.escrow.feedback import Flaw, GiveFeedback, data_uri, from_data_uri
 from coase.protocol.errors import ConfigurationError
 from coase.protocol.identity import keccak256
@@ -87,6 +88,22 @@ async def heard_by_others(market: RealMarket, node: Node, again: Agent, seller: 
     # Who said it has it in his own book already.
     assert again.buying.experience.book.heard(seller) == (0, 0)
     await market.rest(node)
+
+
+async def wished_by_the_owner(market: RealMarket, node: Node, agent: Agent) -> None:
+    """The owner of a node that runs says what is registered of its agent, or hears why not."""
+    assert node.registries is not None
+    reviewer = reviewer_of(node, market.home)
+    good = Wish("1", agent.address, Profile(uri="https://scribe.example/file.json"))
+    for wish in (good, Wish("2", "0x" + "99" * 20, Profile())):
+        wish.place(market.home)
+    (market.home / WISHES_DIRECTORY / "3.wish.json").write_text("[" * 60_000)
+    await worked(node, reviewer)
+    assert good.answer(market.home) == ""
+    record = await Directory(node.registries).owned_by(agent.address)
+    assert record is not None
+    assert record.uri == good.profile.uri
+    assert [wish.id for wish in wishes_in(market.home)] == ["2"]  # Another's, who may come yet.
 
 
 async def told_of_no_coin(node: Node, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,6 +249,7 @@ async def test_what_would_not_count_is_not_paid_for_and_what_does_not_is_said(
             assert [word.weight > 0 for word in repute.words] == [True, False, False, False]
             assert repute.prior(me=buyer.address) == (0, 0)
             assert repute.prior()[0] > 0
+            await wished_by_the_owner(market, node, seller)
             await told_of_no_coin(node, caplog)
 
 

@@ -15,6 +15,7 @@ from coase.agents.beside import open_beside
 from coase.agents.config import save_network
 from coase.agents.reputation import Repute, Word
 from coase.agents.wiring import view_settlement
+from coase.agents.wishes import wishes_in
 from coase.escrow.feedback import (
     AgentRecord,
     Counted,
@@ -27,6 +28,7 @@ from coase.escrow.feedback import (
 )
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.types import How
+from coase.tools.cli import identity_commands
 from coase.tools.cli.identity_commands import _document as told_of
 from coase.tools.cli.identity_commands import _tell
 from coase.tools.cli.reputation_command import _WHY, _document, _show
@@ -130,7 +132,7 @@ def test_registered_once_changed_linked_and_spoken_of(user: User) -> None:
     assert entry["why"] == "its file names no payment"
 
 
-def test_what_is_wrong_is_said_with_what_to_do(user: User) -> None:
+def test_what_is_wrong_is_said_with_what_to_do(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = user.refused
     assert "no agent 99 is registered" in refused("identity", "show", "99")
     assert "is not registered as an agent" in refused("reputation", STRANGER.address)
@@ -142,7 +144,10 @@ def test_what_is_wrong_is_said_with_what_to_do(user: User) -> None:
     place = user.market.home / "nodes"
     held = StateDirectory(next(place.rglob("oracle")))
     try:
-        assert "nobody else may use its key" in refused("identity", "register", "oracle")
+        assert "nobody else may use its key" in refused("identity", "link", "oracle", "treasury")
+        monkeypatch.setattr(identity_commands, "GRANTED_MAX_S", 0.2)
+        assert "does not answer: stop it" in refused("identity", "register", "oracle")
+        assert wishes_in(held.path) == []
     finally:
         held.release()
 

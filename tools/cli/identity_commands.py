@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from coase.protocol.identity import Identity
     from coase.protocol.terms import Domain
 
+GRANTED_MAX_S: Final = 150.0  # Longer than a chain client waits for a block.
+POLL_S: Final = 0.1
 URI_SHOWN: Final = 60
 NAME_SHOWN: Final = 40
 SAYS_SHOWN: Final = 200
@@ -60,6 +63,7 @@ def register(
     """Give an agent its number in the identity registry, and publish its file.
 
     Costs gas, once. Repeated, it changes what is to be changed and goes on with what was cut short.
+    Works beside the agent that has the key, and when it does not run.
 
     Example: [b]coase identity register oracle --description 'Answers questions.'[/b]
     """
@@ -132,9 +136,23 @@ async def _register(
     from coase.agents.config import load_network
     from coase.agents.profile import Directory, Registrar
 
+    from .journals import held_by
+
     network = load_network()
     place, address = own_key(network, agent, state)
     name = place.names.get(address, agent)
+    if holder := held_by(place.path):
+        _require_registries(network)
+        await _by_node(place.path, address, profile, holder)
+        async with looking(network) as (_, registries):
+            directory = Directory(registries, from_block=network.from_block)
+            made = await directory.owned_by(address)
+            if made is None:
+                raise ConfigurationError(f"{name} is not registered: see the log of {holder}")
+            if file is not None:
+                data = profile.file(registries, made.agent_id, name=name, key=address)
+                _write(file, data)
+            return _document(registries.domain, made) | {"name": name}
     async with _signing(network, place, address) as (settlement, registries, key):
         await _require_coin(settlement, network, key.address)
         directory = Directory(registries, from_block=network.from_block)
@@ -143,6 +161,30 @@ async def _register(
         if file is not None:
             _write(file, data)
         return _document(registries.domain, record) | {"name": name}
+
+
+async def _by_node(place: Path, address: str, profile: Profile, holder: str) -> None:
+    """Lay the wish down for the node that has the key, and wait until it is granted.
+
+    :raises ConfigurationError: if it is refused, or nobody takes it
+    """
+    import anyio
+
+    from coase.agents.wishes import Wish
+
+    wish = Wish(secrets.token_hex(8), address, profile)
+    wish.place(place)
+    with anyio.move_on_after(GRANTED_MAX_S):
+        while (why := wish.answer(place)) is None:  # noqa: ASYNC110 - another process writes it
+            await anyio.sleep(POLL_S)
+        if why:
+            raise ConfigurationError(f"it was refused: {why}")
+        return
+    wish.take_back(place)
+    raise ConfigurationError(
+        f"{holder} runs this agent ({place}) and does not answer: stop it first, or let its program"
+        " say Agent(…, profile=Profile(register=True))"
+    )
 
 
 async def _show(agent: str, state: Path | None) -> list[dict[str, Any]]:
@@ -312,7 +354,7 @@ async def _signing(
     if holder := held_by(place.path):
         raise ConfigurationError(
             f"this agent runs ({holder}, {place.path}), and nobody else may use its key: stop it"
-            " first, or let its program say Agent(…, profile=Profile(register=True))"
+            " first"
         )
     directory = StateDirectory(place.path)
     try:
