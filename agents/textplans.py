@@ -110,9 +110,13 @@ async def summarise(
 ) -> Digest:
     """Return a digest of ``text``: of each chunk by itself, then of what these say.
 
-    :raises ValueError: if there is no text
+    Chunks are shorter where a character takes several bytes, and so more tokens.
+
+    :raises ValueError: if there is no text, or chunks would be too small
     """
-    chunks = chunks_of(text, size_max_chars=chunk_chars)
+    size = max(len(text.encode("utf-8", "replace")), 1)
+    dense = max(chunk_chars * len(text) // size, min(chunk_chars, CHUNK_MIN_CHARS))
+    chunks = chunks_of(text, size_max_chars=dense)
     if not chunks:
         raise ValueError("there is no text to summarise")
     plan.expect(pieces_in(len(chunks)))

@@ -118,6 +118,16 @@ async def test_without_money_to_join_the_notes_are_the_digest() -> None:
 
 
 @pytest.mark.anyio
+async def test_chunks_are_shorter_where_characters_are_longer() -> None:
+    writer = Writer(lambda question: "a note")
+    plain = await summarise(Plan(writer), "sheep " * 200, chunk_chars=600)
+    dense = await summarise(Plan(writer), "绵羊走路 " * 240, chunk_chars=600)
+    assert len(dense.notes.made) > 2 * len(plain.notes.made)
+    with pytest.raises(ValueError, match="at least"):
+        await summarise(Plan(writer), "sheep", chunk_chars=10)
+
+
+@pytest.mark.anyio
 async def test_an_empty_summary_is_none() -> None:
     digest = await summarise(Plan(Writer(lambda question: " ")), "one text")
     assert (digest.text, digest.joined) == ("", False)

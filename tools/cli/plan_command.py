@@ -64,6 +64,9 @@ def summarise(
     budget: Budget = "",
     max_price: MaxPrice = "",
     words: Annotated[int, typer.Option(min=10, max=1000, help="Of the digest.")] = 120,
+    chunk: Annotated[
+        int, typer.Option(min=200, max=100_000, help="Characters of a part; small models: fewer.")
+    ] = 4_000,
     within: Within = 600,
     at_once: AtOnce = 8,
     engine: Engine = "auto",
@@ -87,7 +90,7 @@ def summarise(
     async def work(plan: Plan[Any, Any]) -> bool:
         from coase.agents.textplans import summarise as summarised
 
-        digest: Digest = await summarised(plan, text, words=words)
+        digest: Digest = await summarised(plan, text, words=words, chunk_chars=chunk)
         missing = {str(n + 1): why for n, why in digest.notes.missing.items()}
         if json_:
             emit(_document(plan, text=digest.text, covers=digest.covers, missing=missing))
@@ -96,7 +99,7 @@ def summarise(
             say(f"covers {digest.covers}")
         return digest.complete
 
-    _carry_out(way, ("summarise", words, text), work)
+    _carry_out(way, ("summarise", words, chunk, text), work)
 
 
 @plans.command()
