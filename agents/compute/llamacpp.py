@@ -25,7 +25,7 @@ from .calls import described
 from .gate import Gate, Limits, guess_tokens
 from .gguf import Facts, facts_of
 from .model import digest_of
-from .openai import CONNECT_MAX_S, OpenAICompute, wire_messages
+from .openai import CONNECT_MAX_S, KEPT_MAX_S, OpenAICompute, wire_messages
 from .ports import (
     Chunk,
     Compute,
@@ -321,7 +321,11 @@ class _Engine:
         self._address = self._address_in(answer)
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.slots),
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=settings.slots,
+                keepalive_expiry=KEPT_MAX_S,
+            ),
             trust_env=False,  # A proxy for the outside is none for our own engine.
         )
         self._loading_ms = (monotonic_ns() - begun) // 1_000_000

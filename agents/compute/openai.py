@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 CONNECT_MAX_S: Final = 5
 KEPT_MAX: Final = 64  # Open connections to one server; who asks next finds one of them.
 END_MAX_S: Final = 0.1  # After the last word there is nothing but the end of the stream.
+# llama.cpp lets go of an idle connection after 5 s.
+KEPT_MAX_S: Final = 2
 ASK_MAX_S: Final = 10  # For questions that run no model.
 # One token with its top log-probabilities is a few KiB. A server that sends more in one line
 # is broken or hostile.
@@ -86,7 +88,11 @@ class OpenAICompute(Compute):
         # Silence is timed by the gate, which knows the first token from the next.
         self._client = client or httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_MAX),
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=KEPT_MAX,
+                keepalive_expiry=KEPT_MAX_S,
+            ),
         )
 
     @property
@@ -125,9 +131,7 @@ class OpenAICompute(Compute):
         name = model or self._model or await self._first_model("embedding")
         body = {"model": name, "input": list(texts), "encoding_format": "float"}
         try:
-            async with self._client.stream(
-                "POST", f"{self._base_url}/embeddings", json=body, headers=self._headers
-            ) as response:
+            async with self._posted("/embeddings", body) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response.status_code, await _read_some(response))
                 content = await _read_some(response, EMBEDDINGS_MAX_BYTES)
@@ -182,9 +186,7 @@ class OpenAICompute(Compute):
             body["tool_choice"] = "none"
         tally = _Tally(guess_tokens(prompt), by_schema=by_schema)
         try:
-            async with self._client.stream(
-                "POST", self._base_url + path, json=body, headers=self._headers
-            ) as response:
+            async with self._posted(path, body) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response.status_code, await _read_some(response))
                 async with aclosing(self._events(response)) as events:
@@ -196,6 +198,25 @@ class OpenAICompute(Compute):
             raise self._away(error) from error
         if tally.reason:
             yield tally.last(duration_ms=(monotonic_ns() - begun) // 1_000_000)
+
+    @asynccontextmanager
+    async def _posted(self, path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
+        """Yield the response, whose content is yet to be read.
+
+        A server may let go of a kept connection at the moment when we take it; then there is no
+        answer at all, and the request is sent once more.
+        """
+        request = self._client.build_request(
+            "POST", self._base_url + path, json=body, headers=self._headers
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
         lines = _lines(response.aiter_bytes())

@@ -30,7 +30,7 @@ from coase.agents.compute.ports import (
 )
 from coase.agents.compute.template import template_for
 from coase.protocol.errors import ComputeFailed
-from tests.conformance.compute_servers import Request, Status, serving, small_model
+from tests.conformance.compute_servers import Die, Request, Status, serving, small_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -193,6 +193,26 @@ async def test_ollama_is_made_to_call_by_a_schema_since_it_has_no_word_for_it() 
     quiet = Talk(line(content="7"), end, sse=False)
     assert (await complete(quiet, OllamaCompute, never)).text == "7"
     assert not quiet.asked[0].get("tools")
+
+
+async def test_a_connection_that_is_let_go_as_it_is_taken_is_no_failure() -> None:
+    count = 0
+
+    async def moody(request: Request) -> AsyncGenerator[bytes, None]:
+        nonlocal count
+        count += 1
+        if count in (1, 3, 4):
+            raise Die
+        yield f"data: {json.dumps(delta('stop', content='here'))}\n\n".encode()
+        yield b"data: [DONE]\n\n"
+
+    async with serving(moody) as server:
+        compute = OpenAICompute(server.url, model="m")
+        assert (await compute.complete(Prompt.ask("?"))).text == "here"
+        with pytest.raises(ComputeFailed, match="broke off"):  # Twice is no chance.
+            await compute.complete(Prompt.ask("?"))
+        await compute.close()
+    assert count == 4
 
 
 REFUSALS: tuple[tuple[Any, int, Any, type[Exception]], ...] = (
