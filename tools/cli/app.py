@@ -11,11 +11,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from typer.models import CommandInfo, TyperInfo
 
 from coase.protocol.errors import (
     BudgetExhausted,
@@ -39,6 +42,18 @@ EXIT_JOURNAL: Final = 70
 EXIT_PIPE: Final = 128 + signal.SIGPIPE
 """The reader of our output went away, as ``| head`` does; what a killed program would show."""
 PIPED_WIDTH: Final = 120  # Of tables that go into a file or a pipe, where nobody says how wide.
+
+OTHERS: Final = "Others"
+PANELS: Final = {
+    "Begin": "demo up status doctor model",
+    "Several machines": "join leave lan firm",
+    "Buy": "ask hire plan gateway explain",
+    "Sell": "sell agent",
+    "Money": "wallet budget withdraw export audit keys",
+    "Trust": "replay dispute arbiter panel keeper identity reputation",
+    "Chains": "deploy",
+}
+"""The commands as people look for them."""
 
 T = TypeVar("T")
 
@@ -256,39 +271,33 @@ def _plain(text: str) -> str:
 
 
 def load() -> None:
-    """Load the commands into ``app``. Safe to repeat."""
-    from . import (
-        agent_command,
-        arbiter_commands,
-        audit_command,
-        budget_command,
-        buy_commands,
-        demo_command,
-        deploy_command,
-        dispute_command,
-        explain_command,
-        firm_command,
-        gateway_command,
-        identity_commands,
-        keeper_command,
-        keys_command,
-        lan_commands,
-        look_commands,
-        model_command,
-        plan_command,
-        reputation_command,
-        sell_command,
-        up_command,
-        wallet_commands,
-        withdraw_command,
-    )
+    """Load the commands into ``app``, in the order in which they are shown. Safe to repeat."""
+    for module in sorted(Path(__file__).parent.glob("*_command*.py")):
+        import_module(f"{__package__}.{module.stem}")
+    place = {name: (panel, number) for panel, number, name in _places()}
+    shown: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for entry in shown:
+        entry.rich_help_panel, _ = place.get(_name_of(entry), (OTHERS, 0))
+    last = (OTHERS, len(place))
+    app.registered_commands.sort(key=lambda entry: place.get(_name_of(entry), last)[1])
+    app.registered_groups.sort(key=lambda entry: place.get(_name_of(entry), last)[1])
 
-    _ = explain_command
-    _ = (agent_command, audit_command, budget_command, buy_commands, demo_command)
-    _ = (deploy_command, dispute_command, gateway_command, keeper_command, keys_command)
-    _ = (lan_commands, look_commands, model_command, plan_command, sell_command)
-    _ = (up_command, wallet_commands, withdraw_command)
-    _ = (arbiter_commands, firm_command, identity_commands, reputation_command)
+
+def _places() -> Iterator[tuple[str, int, str]]:
+    number = 0
+    for panel, names in PANELS.items():
+        for name in names.split():
+            number += 1
+            yield panel, number, name
+
+
+def _name_of(entry: CommandInfo | TyperInfo) -> str:
+    if isinstance(entry, TyperInfo):
+        named = entry.name if isinstance(entry.name, str) else None
+        inner = entry.typer_instance.info.name if entry.typer_instance is not None else None
+        return named or (inner if isinstance(inner, str) else "")
+    callback = entry.callback
+    return entry.name or (callback.__name__ if callback is not None else "")
 
 
 def run() -> None:
