@@ -353,12 +353,7 @@ class RouterCompute(Compute):
                 raise
             return
         self._local_s, now_ms = now_s, _now_ms()
-        for gone in [
-            way.listing.model
-            for way in self.book
-            if way.listing.place is Place.HERE
-            and way.listing.model not in {info.name for info in self._local}
-        ]:
+        for gone in self.book.models(HERE) - {info.name for info in self._local}:
             self.book.drop(HERE, gone)
         for info in self._local:
             listing = Listing(

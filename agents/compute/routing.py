@@ -152,12 +152,22 @@ class RouteBook:
         self._strikes: dict[str, int] = {}
         self._groups: dict[tuple[Any, ...], _Group] = {}
         self._turn: list[Way] = []
+        self._version = 0
 
     def __len__(self) -> int:
         return len(self._ways)
 
     def __iter__(self) -> Iterator[Way]:
         return iter(self._ways.values())
+
+    @property
+    def version(self) -> int:
+        """A number that is another one whenever ways came or went."""
+        return self._version
+
+    def models(self, seller: str) -> set[str]:
+        """Return the names of the models that a seller is known to have."""
+        return set(self._by_seller.get(seller, ()))
 
     def way(self, seller: str, model: str) -> Way | None:
         """Return what is known of one seller's model."""
@@ -392,6 +402,7 @@ class RouteBook:
         self._ways[(seller, model)] = way
         self._by_seller.setdefault(seller, {})[model] = way
         self._groups.clear()
+        self._version += 1
 
     def _forget(self, way: Way) -> None:
         seller, model = way.listing.seller, way.listing.model
@@ -400,6 +411,7 @@ class RouteBook:
         held.pop(model, None)
         if not held:
             self._by_seller.pop(seller, None)
+        self._version += 1
         self._groups.clear()
         self._turn.clear()
 

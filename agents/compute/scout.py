@@ -102,6 +102,8 @@ class Scout:
         self._heard_s: float | None = None
         self._asking: asyncio.Task[None] | None = None
         self._listens = False
+        self._names: tuple[int, list[str]] = (-1, [])
+        """With the version of the book of which they are."""
 
     def place_of(self, seller: AgentId) -> Place:
         """Return whether a seller is known to be of our own firm."""
@@ -126,8 +128,12 @@ class Scout:
 
     def names(self) -> list[str]:
         """Return the models that somebody sold when he was heard last, by name; asks nobody."""
-        found = {way.listing.model for way in self.book if way.listing.place is not Place.HERE}
-        return sorted(found - {""})
+        version, names = self._names
+        if version != self.book.version:
+            ways = (way.listing for way in self.book if way.listing.place is not Place.HERE)
+            names = sorted({listing.model for listing in ways} - {""})
+            self._names = (self.book.version, names)
+        return list(names)
 
     async def models(self) -> list[ModelInfo]:
         """Return what sellers say they have, by name; heard at most half a minute ago.
@@ -200,8 +206,7 @@ class Scout:
         self, seller: AgentId, description: Description, asset: Asset, now_ms: int
     ) -> None:
         names = set(description.models) or {""}
-        held = {each.listing.model for each in self.book if each.listing.seller == seller}
-        for name in held - names:
+        for name in self.book.models(seller) - names:
             self.book.drop(seller, name)
         rates = listed_rates(description.price, asset)
         traits = dict(zip(description.models, description.traits, strict=False))
