@@ -13,7 +13,7 @@ from coase.agents.buyer import AskState
 from coase.agents.charges import charged_to, charging
 from coase.agents.history import summary
 from coase.agents.purse import OpenPurse, Purse
-from coase.protocol.errors import BudgetExhausted
+from coase.protocol.errors import BudgetExhausted, DealFailed
 from coase.protocol.session import NO_CHARGE, Charge
 from tests.agents.desks import ASSET
 from tests.agents.desks import Market as Desks
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANN = "0x" + "a1" * 20
+PATIENT_MS = 100_000  # A request lapses after that, if nobody offers.
 ALICE: Any = Charge("alice", "call 1")
 
 
@@ -97,7 +98,10 @@ def test_what_is_charged_to_nobody_is_written_as_ever() -> None:
 
 @pytest.mark.anyio
 async def test_a_hundred_callers_of_one_account_never_overspend_it(tmp_path: Path) -> None:
-    limit, most, paid, short = 70_000, 0, [], []
+    limit, most = 70_000, 0
+    paid: list[int] = []
+    short: list[str] = []
+    late: list[int] = []
     async with market(tmp_path) as place:
         buyer = Agent("buyer")
         await place.join(scribe(), buyer)
@@ -113,26 +117,30 @@ async def test_a_hundred_callers_of_one_account_never_overspend_it(tmp_path: Pat
         async def one(number: int) -> None:
             with charging(Charge("alice", f"call {number}")):
                 try:
-                    paid.append(await buy(buyer, number))
+                    paid.append(await buy(buyer, number, reply_within_ms=PATIENT_MS))
                 except BudgetExhausted as error:
                     short.append(error.limit)
+                except DealFailed:  # On a machine so slow that an agreement came too late.
+                    late.append(number)
 
         async with anyio.create_task_group() as group:
             for number in range(100):
                 group.start_soon(one, number)
         await place.rest()
-        assert len(paid) + len(short) == 100
+        assert len(paid) + len(short) + len(late) == 100
         assert set(short) == {ROOM}
-        assert 0 < sum(paid) <= most <= limit
-        assert place.earned(buyer) == -sum(paid)
-        assert await buy(buyer, 101) == PRICE_UNITS, "the purse itself has no limit"
+        spent = purse.used_by("alice")
+        assert 0 < sum(paid) <= spent <= most <= limit
+        assert place.earned(buyer) == -spent
+        again = await buy(buyer, 101, reply_within_ms=PATIENT_MS)
+        assert again == PRICE_UNITS, "the purse itself has no limit"
         await place.rest()
     async with market(tmp_path) as place:
-        again = Agent("buyer")
-        await place.join(scribe(), again)
-        again.purse.set_account("alice", Budget(total="0.07"))
-        left = again.purse.rooms("", now_ms=0, account="alice")
-        assert left == {ROOM: limit - sum(paid)}
+        reborn = Agent("buyer")
+        await place.join(scribe(), reborn)
+        reborn.purse.set_account("alice", Budget(total="0.07"))
+        left = reborn.purse.rooms("", now_ms=0, account="alice")
+        assert left == {ROOM: limit - spent}
 
 
 ROOM = "account alice: in all"
