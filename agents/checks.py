@@ -10,29 +10,31 @@ import sys
 from typing import Any, Final
 
 import anyio
-import jsonschema
-from jsonschema.validators import validator_for
 from pydantic_core import from_json
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 RESULT_SIZE_MAX_BYTES: Final = 8 * 1024 * 1024
 COUNTS: Final = ("input_tokens", "output_tokens")
 """Fields of a result that say what it took, as in ``inference``."""
-# References within a schema are followed; nothing is ever fetched from anywhere.
-_NOTHING_ELSE: Final[Registry[Any]] = Registry()
 
 
 def result_fault(result: str, output_schema: str) -> str:
     """Return what is wrong with ``result`` by its JSON schema, or nothing if it fits."""
     if len(result.encode()) > RESULT_SIZE_MAX_BYTES:
         return f"the result is over {RESULT_SIZE_MAX_BYTES} bytes"
+    # Slow to load, and mostly it is the process of a check that needs them.
+    import jsonschema
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    # References within a schema are followed; nothing is ever fetched from anywhere.
+    nothing_else: Registry[Any] = Registry()
     try:
         # This parser bounds how deep it goes; the standard library's can end the interpreter.
         made, schema = from_json(result), from_json(output_schema)
         validator = validator_for(schema, default=jsonschema.Draft202012Validator)
         validator.check_schema(schema)
-        fault = next(iter(validator(schema, registry=_NOTHING_ELSE).iter_errors(made)), None)
+        fault = next(iter(validator(schema, registry=nothing_else).iter_errors(made)), None)
     except (ValueError, RecursionError):
         return "the result or its schema is no JSON"
     except (jsonschema.SchemaError, Unresolvable, TypeError):
