@@ -221,7 +221,7 @@ class Desk(Delivery):
             step.effects.append(Transmit(header.sender, answer))
             # The first answer may be waiting for the disk still.
             step.wait = True
-        elif header.kind in AWAITED or header.kind in ("piece", "evidence"):
+        elif header.kind in AWAITED or header.kind in ("piece", "evidence", "chunk"):
             again = header.model_copy(update={"id": message_id})
             self._acks.setdefault((header.sender, message_id), (now_ms, again))
 

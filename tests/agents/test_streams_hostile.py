@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from coase.agents.firm import new_firm
 from coase.agents.means import Means
 from coase.agents.ports import Codec
+from coase.agents.seller import SellerDesk
 from coase.agents.streams import LOCAL_DELAY_S
 from coase.escrow.accounts import ViewTooOld
 from coase.escrow.voucher import AskWithdrawal
@@ -150,3 +152,29 @@ def test_a_seller_who_has_not_seen_the_chain_for_long_delivers_nothing_more(
             thread.deal, "x", tokens=1, due_units=thread.due_units + 1, now_ms=market.now_ms
         )
     assert not market.seller.desk.streams.can_send(thread, 1, now_ms=market.now_ms)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_chunk_that_costs_nothing_is_answered_for_after_a_restart(
+    market: Streaming, restarted: bool
+) -> None:
+    firm = new_firm("home")
+    market.buying.firm = lambda: firm
+    seller = market.seller.desk.seller
+    assert isinstance(seller, SellerDesk)
+    seller.firm = lambda: firm
+    ask = market.buy(settlements=("none",))
+    market.writes = False
+    market.until(lambda: any(t.task for t in market.seller.desk.threads.values()))
+    market.lost = lambda to, wire: kind_of(wire) == "ack"
+    market.until(lambda: ask.chosen)
+    deal = ask.chosen
+    step = market.seller.desk.chunk(deal, "a part", tokens=1, due_units=0, now_ms=market.now_ms)
+    market.perform(market.seller, step)
+    market.deliver()
+    assert market.buyer.desk.threads[deal].shown == "a part"
+    if restarted:
+        market.restart(market.buyer)
+    market.lost = lambda to, wire: False
+    market.until(lambda: len(market.seller.desk._outbox) == 0, within_ms=20_000)
+    assert deal in market.seller.desk.threads

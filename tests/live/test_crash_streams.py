@@ -100,7 +100,9 @@ class Streams(Matrix):
             await seller.ready()
             await seller.stop()
         assert seller.lives[-1].code == 0, seller.errors()
-        ((text,),) = {(line["text"],) for line in buyer.said("bought")}
+        texts = {line["text"] for line in buyer.said("bought")}
+        assert len(texts) == 1, (buyer.said(), buyer.errors())
+        (text,) = texts
         assert text == "".join(words(text.partition(",")[0]))
         for actor in (buyer, seller):
             (paid,) = actor.paid()

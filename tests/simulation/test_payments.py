@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from coase.agents import delivery, desk
+from coase.agents import delivery, desk, streams
 from coase.agents.streams import Streams
 from coase.escrow import accounts
 from coase.escrow.accounts import BuyerChannel, SellerChannel, Stream
@@ -57,6 +57,25 @@ def test_liars_and_runaways_cost_a_chunk_and_no_more(seed: int) -> None:
         deep_reorgs=seed == 5,
     )
     assert World(seed, plan).run().deals > 4
+
+
+def test_channels_that_are_topped_up_for_each_deal_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "DEPOSIT_DEALS", 1)
+    deposits = 0
+    for seed in range(3):
+        plan = Plan(
+            channel_percent=100,
+            asks=20,
+            asks_every_ms=(100, 3_000)[seed % 2],
+            crash_permille=(0, 5)[seed % 2],
+            loss_permille=40,
+            confirmations=seed,
+            lose_call_permille=60,
+        )
+        deposits += World(seed, plan).run().counts["channels: Fund"]
+    assert deposits > 20
 
 
 def points() -> list[tuple[str, int]]:
@@ -193,7 +212,7 @@ def test_a_seller_who_delivers_before_it_is_paid_is_found(monkeypatch: pytest.Mo
 
 
 def test_a_voucher_that_pays_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def credulous(self: Streams, thread: Any, body: Any) -> Any:
+    def credulous(self: Streams, thread: Any, body: Any, **_: Any) -> Any:
         return lambda step, now_ms: None
 
     monkeypatch.setattr(Streams, "taking", credulous)
