@@ -94,6 +94,7 @@ class Offering:
     windows: Windows | None
     rounds: int
     models: Callable[[], tuple[str, ...]]
+    shown: bool
 
     @property
     def capability(self) -> str:
@@ -185,13 +186,14 @@ class Agent:
         windows: Windows | None = None,
         rounds: int = 4,
         models: Callable[[], tuple[str, ...]] | None = None,
+        shown: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Sell what the decorated function does; its annotations are the schemas.
 
         ``deliver_within`` is seconds from the lock, for the work; what a slow chain takes comes on
         top. Without ``windows`` they are what suits the chain. ``capacity`` is how many at once.
         ``models`` tells, when the agent takes its place, what a request may name; without, it is
-        ``model``.
+        ``model``. ``shown`` says that the handler shows its text while it works (``Job.show``).
 
         :raises ConfigurationError: if the price, the name or the annotations cannot work
         """
@@ -218,6 +220,7 @@ class Agent:
                 windows=windows,
                 rounds=rounds,
                 models=models or (lambda: (model,) if model else ()),
+                shown=shown,
             )
             if offering.capability in self.offerings:
                 raise ConfigurationError(f"{self.name} sells {name} with these models already")
@@ -248,6 +251,7 @@ class Agent:
                 about=offering.about,
                 models=offering.models(),
                 capacity=offering.capacity,
+                shown=offering.shown,
                 windows=offering.windows or node.pace.windows,
             )
             for offering in self.offerings.values()

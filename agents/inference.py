@@ -290,6 +290,7 @@ def inference_agent(
         windows=windows,
         about=about or "a language model, by the token",
         models=lambda: stock.names if stock is not None else (),
+        shown=not by_rounds,
     )
     async def infer(task: Inference, job: Job) -> Completion:
         # How many parts are shown depends on the clock, and each draws an id by chance.

@@ -173,7 +173,7 @@ class Job:
         assert node is not None
         assert seat is not None
         task = thread.task.task if thread.task is not None else ""
-        terms, most = thread.agreed_terms, seat.desk.streams.policy.chunk_max_units
+        terms, most = thread.agreed_terms, seat.desk.streams.trusted_units(self.buyer)
         while True:
             due_units = max(thread.due_units, stream_units(terms, task, thread.shown + part))
             if due_units - thread.due_units <= most or len(part) < SHOWN_TOKENS:

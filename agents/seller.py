@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .firm import Firm
 
 OFFER_VALID_MS: Final = 10_000
+FIRST_TOKENS: Final = 64  # More than a first chunk has.
 LOCK_WITHIN_S: Final = 30  # Capacity is held until then, so it is short.
 
 
@@ -108,6 +109,8 @@ class Ware:
     windows: Windows = Windows()
     channel: bool = True
     """Whether it may be paid by a channel, where there are any."""
+    shown: bool = False
+    """Whether its text is delivered while it is written; else it is whole or not there."""
 
     @cached_property
     def schemas(self) -> bytes:
@@ -251,14 +254,15 @@ class SellerDesk:
     def _method(self, header: Header, request: Request, ware: Ware, quote: Quote) -> str:
         """Return how we are paid: what the buyer likes best of what we take; nothing if neither."""
         at_once = quote.price_units
-        if quote.pricing == "tokens":
-            rate = max(quote.metered.get("input", 0), quote.metered.get("cached_input", 0))
-            at_once = rate * request.input_max // TOKENS_PER_PRICE
+        if quote.pricing == "tokens" and ware.shown:
+            read = max(quote.metered.get("input", 0), quote.metered.get("cached_input", 0))
+            first = read * request.input_max + quote.metered.get("output", 0) * FIRST_TOKENS
+            at_once = min(at_once, first // TOKENS_PER_PRICE)
         for method in request.settlements:
             if method == "none" and self._trusts(header, request):
                 return method
             if method == "channel" and ware.channel:
-                if self.desk.streams.covers(quote.price_units, at_once):
+                if self.desk.streams.covers(header.sender, at_once):
                     return method
             if method == "escrow":
                 return method

@@ -62,7 +62,11 @@ class StreamPolicy:
     """What either end of a channel risks; amounts are units of the token."""
 
     chunk_max_units: int
-    """What a seller delivers before it is paid: a chunk, and for unmetered work the whole."""
+    """What a seller delivers to a stranger before it is paid: a chunk, and the whole of work that
+    is not counted from its text. Names cost nothing, so it is what opening a channel costs.
+    """
+    paid_share: int = 2
+    """Who has paid before may owe a part of that, one of so many, if that is more."""
     deals_max: int = 16
     """So many such amounts may be open with one buyer at once."""
     withdraw_delay_s: int = LOCAL_DELAY_S
@@ -70,13 +74,12 @@ class StreamPolicy:
 
     @classmethod
     def of(cls, asset: Asset) -> StreamPolicy:
-        """Return what is usual: five cents where a token is a dollar."""
-        return cls(chunk_max_units=max(1, 5 * 10**asset.decimals // 100))
+        """Return what is usual: a cent where a token is a dollar."""
+        return cls(chunk_max_units=max(1, 10**asset.decimals // 100))
 
-    @property
-    def exposure_max_units(self) -> int:
-        """The most that one buyer may owe over all deals at once."""
-        return self.chunk_max_units * self.deals_max
+    def exposure_max_units(self, chunk_units: int) -> int:
+        """Return the most that a buyer may owe over all deals at once, who may owe that in one."""
+        return chunk_units * self.deals_max
 
 
 @dataclass(slots=True)
@@ -370,7 +373,9 @@ class Streams:
         try:
             end = line.seller if line is not None and line.seller is not None else None
             if end is None:
-                end = SellerChannel.accept(config, self.domain, self._policy(), seller=self.desk.me)
+                end = SellerChannel.accept(
+                    config, self.domain, self._policy(config.payer), seller=self.desk.me
+                )
                 if channel_id in self._views:
                     end = end.see(self._views[channel_id][0])
         except VoucherRefused as error:
@@ -413,12 +418,18 @@ class Streams:
                 taken += other.agreed_terms.price_units - other.paid_units
         return free_units - taken
 
-    def covers(self, terms_units: int, input_units: int) -> bool:
-        """Return whether we would sell for such a price, of which so much is due at once."""
-        return self.enabled and (
-            terms_units <= self.policy.chunk_max_units
-            or input_units <= self.policy.chunk_max_units // 2
+    def covers(self, buyer: AgentId, at_once_units: int) -> bool:
+        """Return whether we would sell to ``buyer`` what costs so much before it is first paid."""
+        return self.enabled and at_once_units <= self.trusted_units(buyer)
+
+    def trusted_units(self, buyer: AgentId) -> int:
+        """Return what we deliver to ``buyer`` in one deal before it is paid."""
+        paid = sum(
+            line.seller.secured_units
+            for line in self.lines.values()
+            if line.seller is not None and line.seller.config.payer == buyer
         )
+        return max(self.policy.chunk_max_units, paid // self.policy.paid_share)
 
     def free_units(self, seller: AgentId) -> int:
         """Return what lies in our channel with ``seller`` and is not promised to it."""
@@ -602,7 +613,7 @@ class Streams:
             number = int.from_bytes(config.salt, "big")
             self._numbers[config.receiver] = max(self._numbers.get(config.receiver, 0), number)
         else:
-            line.seller = SellerChannel(config, self.domain, self._policy())
+            line.seller = SellerChannel(config, self.domain, self._policy(config.payer))
 
     def _write_opening(
         self, channel_id: bytes, config: ChannelConfig, side: str, step: Step, *, now_ms: int
@@ -678,7 +689,8 @@ class Streams:
         line = self.lines.get(self._config_of(thread).channel_id(self.domain))
         if line is None or line.seller is None:
             raise Refused("wrong_state", "the deal has no channel yet")
-        return line, line.seller
+        policy = self._policy(line.seller.config.payer)
+        return line, replace(line.seller, policy=policy)
 
     def want(self, channel_id: bytes) -> None:
         """Have a channel read anew from the chain."""
@@ -686,13 +698,14 @@ class Streams:
 
     def _limits(self) -> BuyerLimits:
         # Nothing is signed before it came and was good; how much may lie there is the purse's say.
-        most = self.policy.exposure_max_units
+        most = 2**127
         return BuyerLimits(deposit_max_units=2**127, chunk_max_units=most, exposure_max_units=most)
 
-    def _policy(self) -> SellerPolicy:
+    def _policy(self, buyer: AgentId) -> SellerPolicy:
+        most = self.trusted_units(buyer)
         return SellerPolicy(
             tokens=frozenset((self.desk.asset.token,)),
-            chunk_max_units=self.policy.chunk_max_units,
-            exposure_max_units=self.policy.exposure_max_units,
+            chunk_max_units=most,
+            exposure_max_units=self.policy.exposure_max_units(most),
             withdraw_delay_min_s=self.policy.withdraw_delay_s,
         )
