@@ -213,6 +213,7 @@ def seller_of(orders: dict[str, Any]) -> Agent:
             deliver_within=orders["deliver_within"],
             capacity=64,
             windows=windows,
+            shown=True,
         )
         async def write(task: Ping, job: Job) -> Pong:
             for word in words(task.text):

@@ -229,9 +229,16 @@ class Node:
         arbiters = () if world.plan.arbiter == "none" else (world.arbiter,)
         if self.sells:
             seller = SellerDesk(desk, agent=self.name, arbiters=arbiters)
-            seller.sell(
-                Ware("echo", INPUT_SCHEMA, OUTPUT_SCHEMA, Trader(self), capacity=4, windows=WINDOWS)
+            ware = Ware(
+                "echo",
+                INPUT_SCHEMA,
+                OUTPUT_SCHEMA,
+                Trader(self),
+                capacity=4,
+                windows=WINDOWS,
+                shown=True,
             )
+            seller.sell(ware)
             seller.firm = self._firm
             desk.seller = seller
         if self.buys:

@@ -132,10 +132,18 @@ class Payments:
         require = self.world.require
         deal.sent_units += units
         tab.sent_units += units
-        require(units <= CHUNK_MAX_UNITS, node, "sent too large a chunk", deal.deal, units)
+        most = self._trusted(tab.buyer, tab.seller)
+        require(units <= most, node, "sent too large a chunk", deal.deal, units)
         open_units = tab.sent_units - tab.taken_units
-        most = CHUNK_MAX_UNITS * DEALS_MAX
-        require(open_units <= most, node, "delivered too much unpaid", deal.deal, open_units)
+        require(
+            open_units <= most * DEALS_MAX, node, "delivered too much unpaid", deal.deal, open_units
+        )
+
+    def _trusted(self, buyer: str, seller: str) -> int:
+        """Return what a seller may risk in one deal: more with a buyer who has paid before."""
+        tabs = self.tabs.values()
+        paid = sum(tab.taken_units for tab in tabs if (tab.buyer, tab.seller) == (buyer, seller))
+        return max(CHUNK_MAX_UNITS, paid // 2)
 
     def _said(self, node: Node, record: Record) -> None:
         """Require that all that leaves and costs something was counted before."""
@@ -234,6 +242,7 @@ class Payments:
         require = self.world.require
         told = [node.store.summaries.get(deal.deal) for node in (deal.buyer, deal.seller)]
         paid = [int(row["to_seller_units"]) if row is not None else 0 for row in told]  # type: ignore[call-overload]
+        most = self._trusted(deal.buyer.me, deal.seller.me)
         tale = (deal.deal, deal.method, deal.buyer.name, deal.seller.name, paid, deal.locked)
         for node, row in zip((deal.buyer, deal.seller), told, strict=True):
             require(row is not None or node.vanished, node, "has no end of a stream", *tale)
@@ -244,9 +253,9 @@ class Payments:
         if told[1] is not None and not lies:
             require(paid[1] <= deal.signed_units, deal.seller, "tells of more than it got", *tale)
             short = deal.signed_units - paid[1]
-            require(short <= CHUNK_MAX_UNITS, deal.seller, "lost more than a chunk", *tale)
+            require(short <= most, deal.seller, "lost more than a chunk", *tale)
         open_units = deal.sent_units - deal.signed_units
-        within = lies or open_units <= CHUNK_MAX_UNITS
+        within = lies or open_units <= most
         require(within, deal.seller, "gave more than a chunk", *tale)
         # Who arms a withdrawal, or signs what it should not, does so to all deals of a channel.
         spoilt = deal.buyer.vices.get(Role.BUYER) in ("arms", *TWISTS)

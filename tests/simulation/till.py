@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RATE: Final = 2_000_000  # Units for a million tokens: two for each.
 INPUT_MAX: Final = 20
 OUTPUT_MAX: Final = 200
-CHUNK_MAX_UNITS: Final = 100
+CHUNK_MAX_UNITS: Final = 180  # For strangers; the input, and 64 tokens.
 DEALS_MAX: Final = 4
 CLAIMS: Final = ClaimPolicy(value_to_cost=1, units_min=10**30, age_max_s=20)
 NO_GAS: Final = GasPrice(0, 0)
