@@ -1,4 +1,4 @@
-"""A plan whose seller is killed, and a plan that is killed itself: real processes, really killed."""
+"""A plan whose seller is killed, and a plan that is killed itself: real processes throughout."""
 
 from __future__ import annotations
 
