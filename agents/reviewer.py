@@ -57,6 +57,7 @@ Item = TypeVar("Item")
 PASS_EVERY_S: Final = 1.0
 AT_ONCE: Final = 8  # Words, registrations or looks of one pass; the chain serves deals first.
 AGAIN_FIRST_S: Final = 2.0
+TOLD_AT_TRY: Final = 2
 AGAIN_MAX_S: Final = 600.0
 KEEP_MS: Final = 24 * 3600 * 1000  # So long a word waits for a chain that is away, or for coin.
 LOOK_EVERY_S: Final = 30.0  # On a chain of one's own; on others each look may take fifty questions.
@@ -90,7 +91,7 @@ class Reviewer:
         self._looked: dict[AgentId, float] = {}
         self._place = directory
         self._hearsay = Hearsay(directory / HEARSAY_FILE if directory is not None else None)
-        self._told: set[str] = set()
+        self._told: dict[str, int] = {}
         self._met: dict[AgentId, set[AgentId]] = {}
         """Whom each of our agents has dealt with."""
         self._due: dict[str, tuple[float, float]] = {}
@@ -381,9 +382,12 @@ class Reviewer:
         _, pause_s = self._due.get(name, (0.0, AGAIN_FIRST_S / 2))
         pause_s = min(2 * pause_s, AGAIN_MAX_S)
         self._due[name] = (anyio.current_time() + pause_s, pause_s)
-        # No coin, say: its owner can mend it, and has to be told, but not again and again.
-        if isinstance(error, ConfigurationError) and name not in self._told:
-            self._told.add(name)
+        # No coin, say: its owner can mend it, and has to be told, but not again and again, nor while
+        # the faucet of a local chain is still at it.
+        if not isinstance(error, ConfigurationError):
+            return
+        tried = self._told[name] = self._told.get(name, 0) + 1
+        if tried == TOLD_AT_TRY:
             log.error("%s waits: %s", name.partition(":")[0], error)
 
 
