@@ -382,8 +382,8 @@ class Reviewer:
         _, pause_s = self._due.get(name, (0.0, AGAIN_FIRST_S / 2))
         pause_s = min(2 * pause_s, AGAIN_MAX_S)
         self._due[name] = (anyio.current_time() + pause_s, pause_s)
-        # No coin, say: its owner can mend it, and has to be told, but not again and again, nor while
-        # the faucet of a local chain is still at it.
+        # No coin, say: its owner can mend it, and has to be told, but not again and again, nor
+        # while the faucet of a local chain is still at it.
         if not isinstance(error, ConfigurationError):
             return
         tried = self._told[name] = self._told.get(name, 0) + 1
