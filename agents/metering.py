@@ -7,8 +7,9 @@ English takes on average with the vocabularies of today. Prices are set for that
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
+
+from pydantic_core import from_json
 
 from coase.negotiation.pricing import Tariff, Usage
 
@@ -52,8 +53,8 @@ def stream_units(terms: Terms, task: str, text: str) -> int:
 def text_of(result: str) -> str:
     """Return what of a result is its text: the field of that name, or else all of it."""
     try:
-        made = json.loads(result)
-    except (ValueError, RecursionError):
+        made = from_json(result)  # A stranger's: this one bears any depth.
+    except ValueError:
         return result
     text = made.get("text") if isinstance(made, dict) else None
     return text if isinstance(text, str) else result

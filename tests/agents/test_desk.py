@@ -25,6 +25,7 @@ from coase.protocol.messages import (
     PIECE_SIZE_MAX_BYTES,
     SCHEMA_MAX_CHARS,
     Evidence,
+    Ruling,
     terms_to_wire,
 )
 from coase.protocol.session import require_signer_of
@@ -419,6 +420,9 @@ class Court:
             return ""
         self.shown.append(evidence.result)
         return "ca5e"
+
+    def ruled(self, sender: str, ruling: Ruling) -> None:
+        raise NotImplementedError
 
     def recall(self, sender: str, evidence: Evidence) -> None:
         self.shown.append(f"again {evidence.result}")

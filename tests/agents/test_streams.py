@@ -234,19 +234,21 @@ def test_a_journal_cut_anywhere_signs_nothing_twice() -> None:
     whole.until(lambda: over(ask))
     lines = len(whole.buyer.records)
     for cut in range(3, lines, 5):
-        market = Streaming()
-        ask = market.buy()
-        records = market.buyer.records
-        market.until(lambda ask=ask, records=records, cut=cut: over(ask) or len(records) >= cut)
-        if over(ask):
-            continue
-        before = market.signed()
-        market.restart(market.buyer)
-        assert market.signed() == before
-        deals = list(market.buyer.desk.threads)
-        market.until(lambda market=market: not market.buyer.desk.threads)
-        assert deals
-        assert market.paid() <= market.signed() <= whole.signed()
+        cut_and_restarted(cut, most_units=whole.signed())
+
+
+def cut_and_restarted(cut: int, *, most_units: int) -> None:
+    market = Streaming()
+    ask = market.buy()
+    market.until(lambda: over(ask) or len(market.buyer.records) >= cut)
+    if over(ask):
+        return
+    before = market.signed()
+    market.restart(market.buyer)
+    assert market.signed() == before
+    assert market.buyer.desk.threads
+    market.until(lambda: not market.buyer.desk.threads)
+    assert market.paid() <= market.signed() <= most_units
 
 
 def test_a_buyer_who_stops_has_paid_what_he_had(market: Streaming) -> None:
