@@ -343,8 +343,12 @@ class Answer:
         }
         if deal.paid_units is not None:
             found["paid"] = deal.paid
-        if len(latest.bought) > 1:
-            found["sellers_before"] = [earlier.seller for earlier in latest.bought[:-1]]
+        before = [earlier.seller for earlier in latest.bought[:-1]]
+        if latest.explanation is not None:  # Which knows of other ways that were gone, too.
+            tries = [each for each in latest.explanation.attempts if each.outcome != "too late"]
+            before = [each.seller for each in tries if each.deal not in ("", deal.deal)]
+        if before:
+            found["sellers_before"] = before
         return found
 
     def headers(self) -> dict[str, str]:
