@@ -68,7 +68,8 @@ class StreamPolicy:
     paid_share: int = 2
     """Who has paid before may owe a part of that, one of so many, if that is more."""
     deals_max: int = 16
-    """So many such amounts may be open with one buyer at once."""
+    """So many such amounts may be open with a stranger at once. Who has paid more owes what he may
+    in all of his deals together: else many at once would be worth more than he ever paid."""
     withdraw_delay_s: int = LOCAL_DELAY_S
     """How long a buyer waits for a rest, and a seller at least asks for."""
 
@@ -79,7 +80,7 @@ class StreamPolicy:
 
     def exposure_max_units(self, chunk_units: int) -> int:
         """Return the most that a buyer may owe over all deals at once, who may owe that in one."""
-        return chunk_units * self.deals_max
+        return max(self.chunk_max_units * self.deals_max, chunk_units)
 
 
 @dataclass(slots=True)
@@ -423,13 +424,16 @@ class Streams:
         return self.enabled and at_once_units <= self.trusted_units(buyer)
 
     def trusted_units(self, buyer: AgentId) -> int:
-        """Return what we deliver to ``buyer`` in one deal before it is paid."""
-        paid = sum(
-            line.seller.secured_units
-            for line in self.lines.values()
-            if line.seller is not None and line.seller.config.payer == buyer
-        )
-        return max(self.policy.chunk_max_units, paid // self.policy.paid_share)
+        """Return what we deliver to ``buyer`` in one deal before it is paid.
+
+        What it owes counts against it, in whichever of its channels: the next one makes it nobody
+        new.
+        """
+        ends = [line.seller for line in self.lines.values()]
+        theirs = [end for end in ends if end is not None and end.config.payer == buyer]
+        paid = sum(end.secured_units for end in theirs) // self.policy.paid_share
+        owed = sum(end.exposed_units for end in theirs)
+        return max(self.policy.chunk_max_units, paid - owed)
 
     def free_units(self, seller: AgentId) -> int:
         """Return what lies in our channel with ``seller`` and is not promised to it."""

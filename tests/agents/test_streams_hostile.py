@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from coase.agents.firm import new_firm
 from coase.agents.means import Means
 from coase.agents.ports import Codec
 from coase.agents.seller import SellerDesk
-from coase.agents.streams import LOCAL_DELAY_S
+from coase.agents.streams import LOCAL_DELAY_S, StreamPolicy
 from coase.escrow.accounts import ViewTooOld
 from coase.escrow.voucher import AskWithdrawal
 from coase.protocol.states import State
@@ -178,3 +179,31 @@ def test_a_chunk_that_costs_nothing_is_answered_for_after_a_restart(
     market.lost = lambda to, wire: False
     market.until(lambda: len(market.seller.desk._outbox) == 0, within_ms=20_000)
     assert deal in market.seller.desk.threads
+
+
+def owed(market: Streaming) -> int:
+    """Return what the buyer owes in all of its channels."""
+    ends = [line.seller for line in market.seller.desk.streams.lines.values()]
+    return sum(end.exposed_units for end in ends if end is not None)
+
+
+def test_who_has_paid_before_may_owe_no_more_in_many_deals_than_in_one(
+    market: Streaming,
+) -> None:
+    ask = market.buy()
+    market.until(lambda: over(ask))
+    streams, buyer = market.seller.desk.streams, market.buyer.desk.me
+    streams.policy = replace(streams.policy, chunk_max_units=10, deals_max=4)
+    trusted = market.paid() // streams.policy.paid_share
+    assert trusted > 40
+    assert streams.trusted_units(buyer) == trusted
+    assert streams._policy(buyer).exposure_max_units == trusted
+    asked = streams.policy
+    streams.policy = StreamPolicy.of(market.seller.desk.asset)
+    market.lost = lambda to, wire: kind_of(wire) == "voucher"
+    market.buy()
+    market.until(lambda: owed(market) > 0)
+    streams.policy = asked
+    assert streams.trusted_units(buyer) == trusted - owed(market)
+    stranger = streams._policy("0x" + "99" * 20)
+    assert (stranger.chunk_max_units, stranger.exposure_max_units) == (10, 40)
