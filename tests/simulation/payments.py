@@ -135,9 +135,8 @@ class Payments:
         most = self._trusted(tab.buyer, tab.seller)
         require(units <= most, node, "sent too large a chunk", deal.deal, units)
         open_units = tab.sent_units - tab.taken_units
-        require(
-            open_units <= most * DEALS_MAX, node, "delivered too much unpaid", deal.deal, open_units
-        )
+        fine = open_units <= max(CHUNK_MAX_UNITS * DEALS_MAX, most)
+        require(fine, node, "delivered too much unpaid", deal.deal, open_units)
 
     def _trusted(self, buyer: str, seller: str) -> int:
         """Return what a seller may risk in one deal: more with a buyer who has paid before."""
