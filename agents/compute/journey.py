@@ -149,6 +149,7 @@ class Journey:
         """
         why: ComputeFailed | BudgetExhausted | None = None
         unfit: PromptRefused | None = None
+        spent: BudgetExhausted | None = None
         for number, leg in enumerate(self.legs):
             beside = self._beside(number)
             try:
@@ -163,12 +164,14 @@ class Journey:
             except PromptRefused as error:
                 self._outcome = f"refused: {error}"
                 raise
-            except (ComputeFailed, BudgetExhausted) as error:
+            except BudgetExhausted as error:
+                why = spent = error
+            except ComputeFailed as error:
                 why = error
             if self._closed or self._late():
                 break
             log.info("%s: going on elsewhere, since %s", self.call, why)
-        why = unfit or why
+        why = spent or unfit or why  # What the caller can do something about comes first.
         self._outcome = f"failed: {why}"
         raise why or failed("there is no way", why=self._decision.why_none(), todo="Ask again")
 

@@ -26,7 +26,7 @@ from coase.agents.compute.ways import Place, Size
 from coase.agents.firm import FirmFile, new_firm
 from coase.agents.inference import Stock, inference_agent
 from coase.agents.wares import Completion, Inference
-from coase.protocol.errors import ComputeFailed
+from coase.protocol.errors import BudgetExhausted, ComputeFailed
 from coase.protocol.session import Charge
 from tests.agents.market import Market, market
 from tests.agents.test_compute_market import (
@@ -354,6 +354,28 @@ async def test_a_busy_engine_is_passed_over_and_not_blamed(place: Market) -> Non
         _, explanation = await ask(router)
         assert gone(explanation)[-1] == (seller.address, "answered")
     assert router.book.cools_until_ms(HERE) == 0
+    await router.close()
+
+
+async def test_no_money_left_is_said_even_where_the_engine_here_was_busy_besides(
+    place: Market,
+) -> None:
+    buyer = Agent("buyer", budget="0.0004")
+    await place.join(honest(price="0.0005"), buyer)
+    bought = MarketCompute(buyer, max_price="0.05")
+    await bought.models()
+    local = EchoCompute(limits=Limits(concurrency=1, queue_max=0), chunk_delay_s=0.01)
+    router = RouterCompute(local=local, market=bought)
+    await ask(router)
+    way = router.book.way(HERE, "echo")
+    assert way is not None
+    way.token_us = 60_000_000  # So that it is bought first, and made here where that fails.
+    router.book.learn(way.listing, now_ms=way.heard_ms)
+    async with aclosing(router.stream(ASKED)) as held:
+        first = await anext(held)  # Nothing is left, so that it is made here after all.
+        assert first.text == "word0"
+        with pytest.raises(BudgetExhausted):
+            await ask(router)
     await router.close()
 
 
