@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coase.agents.firm import Firm, joined_firm, new_firm
-from coase.agents.metering import stream_units, text_of
+from coase.agents.metering import count_input, stream_units, text_of
 from coase.agents.seller import Quote, SellerDesk, Ware
 from coase.agents.steps import DoWork, Step
 from coase.escrow.voucher import AskWithdrawal, ChannelConfig, ClaimAll, PayOut
@@ -406,6 +406,13 @@ def test_a_proof_is_good_for_one_agent_one_side_and_one_request() -> None:
     assert not same.has(ann, proof, side="buyer", request_id="r2")
     assert not same.has(ann, "", side="buyer", request_id="r1")
     assert firm.code.text not in repr(firm)
+
+
+def test_a_task_costs_what_its_texts_are_and_not_how_it_is_written() -> None:
+    assert count_input('{"prompt": "12345678", "seed": 12345678, "model": ""}') == 2
+    assert count_input('{"history":[{"content":"1234"},{"content":"12345"}],"raw":false}') == 3
+    assert count_input("no json") == 2
+    assert count_input("[" * 100_000) == 25_000
 
 
 def test_the_text_of_a_result_is_its_field_of_that_name() -> None:
