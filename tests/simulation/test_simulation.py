@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from coase.escrow.lifecycle import Payout
 
 CHUNK = 10
-SEEDS = 140
+SEEDS = 120
 BAD_BUYERS = Plan(vices_percent=100, asks=12)
 ONE_DEAL = Plan(buyers=1, sellers=1, both=0, asks=1)
 
