@@ -94,10 +94,18 @@ class World:
         self.portal.call(seal)
 
 
+def trusting(seller: Agent) -> None:
+    """Have a seller deliver a whole summary to strangers before it is paid."""
+    assert seller.seat is not None
+    streams = seller.seat.desk.streams
+    streams.policy = replace(streams.policy, chunk_max_units=PRICE)
+
+
 async def _deals(market: RealMarket, node: Node) -> dict[str, str]:
     """Two purchases through one channel, of which one is claimed; one by the escrow; a stake."""
     seller, buyer = scribe("seller"), Agent("buyer")
     await market.join(node, seller, buyer)
+    trusting(seller)
     collector = node.collector
     assert collector is not None
     collector.policy = replace(ALL_CLAIMS, units_min=10**30, age_max_s=10**9)  # Only as told.
@@ -528,6 +536,7 @@ def test_a_node_that_runs_is_told(world: World) -> None:
     with world.portal.wrap_async_context_manager(world.market.node("busy")) as node:
         seller, buyer = scribe("writer"), Agent("reader")
         world.portal.call(world.market.join, node, seller, buyer)
+        trusting(seller)
         paid = world.portal.call(partial(buy, buyer, "Another text", settlements=("channel",)))
         assert paid == PRICE
         world.portal.call(world.market.rest, node)
