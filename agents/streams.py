@@ -66,10 +66,10 @@ class StreamPolicy:
     is not counted from its text. Names cost nothing, so it is what opening a channel costs.
     """
     paid_share: int = 2
-    """Who has paid before may owe a part of that, one of so many, if that is more."""
-    deals_max: int = 16
-    """So many such amounts may be open with a stranger at once. Who has paid more owes what he may
-    in all of his deals together: else many at once would be worth more than he ever paid."""
+    """Who has paid before may owe a part of that, one of so many, if that is more.
+
+    Either is one bound over all deals and channels of a buyer, those that ended unpaid included.
+    """
     withdraw_delay_s: int = LOCAL_DELAY_S
     """How long a buyer waits for a rest, and a seller at least asks for."""
 
@@ -77,10 +77,6 @@ class StreamPolicy:
     def of(cls, asset: Asset) -> StreamPolicy:
         """Return what is usual: a cent where a token is a dollar."""
         return cls(chunk_max_units=max(1, 10**asset.decimals // 100))
-
-    def exposure_max_units(self, chunk_units: int) -> int:
-        """Return the most that a buyer may owe over all deals at once, who may owe that in one."""
-        return max(self.chunk_max_units * self.deals_max, chunk_units)
 
 
 @dataclass(slots=True)
@@ -424,16 +420,24 @@ class Streams:
         return self.enabled and at_once_units <= self.trusted_units(buyer)
 
     def trusted_units(self, buyer: AgentId) -> int:
-        """Return what we deliver to ``buyer`` in one deal before it is paid.
+        """Return what we deliver to ``buyer`` now before it is paid.
 
         What it owes counts against it, in whichever of its channels: the next one makes it nobody
-        new.
+        new, and who never pays gets no more.
         """
-        ends = [line.seller for line in self.lines.values()]
-        theirs = [end for end in ends if end is not None and end.config.payer == buyer]
-        paid = sum(end.secured_units for end in theirs) // self.policy.paid_share
-        owed = sum(end.exposed_units for end in theirs)
-        return max(self.policy.chunk_max_units, paid - owed)
+        return max(0, self._allowed_units(buyer) - self._owed_units(buyer))
+
+    def _allowed_units(self, buyer: AgentId) -> int:
+        paid = sum(end.secured_units for end in self._sold_to(buyer))
+        return max(self.policy.chunk_max_units, paid // self.policy.paid_share)
+
+    def _owed_units(self, buyer: AgentId, *, but: bytes = b"") -> int:
+        """Return what a buyer owes in all of its channels, or in all but one."""
+        return sum(end.exposed_units for end in self._sold_to(buyer) if end.channel_id != but)
+
+    def _sold_to(self, buyer: AgentId) -> list[SellerChannel]:
+        ends = (line.seller for line in self.lines.values())
+        return [end for end in ends if end is not None and end.config.payer == buyer]
 
     def free_units(self, seller: AgentId) -> int:
         """Return what lies in our channel with ``seller`` and is not promised to it."""
@@ -693,7 +697,7 @@ class Streams:
         line = self.lines.get(self._config_of(thread).channel_id(self.domain))
         if line is None or line.seller is None:
             raise Refused("wrong_state", "the deal has no channel yet")
-        policy = self._policy(line.seller.config.payer)
+        policy = self._policy(line.seller.config.payer, line.seller.channel_id)
         return line, replace(line.seller, policy=policy)
 
     def want(self, channel_id: bytes) -> None:
@@ -705,11 +709,12 @@ class Streams:
         most = 2**127
         return BuyerLimits(deposit_max_units=2**127, chunk_max_units=most, exposure_max_units=most)
 
-    def _policy(self, buyer: AgentId) -> SellerPolicy:
-        most = self.trusted_units(buyer)
+    def _policy(self, buyer: AgentId, channel_id: bytes = b"") -> SellerPolicy:
+        """Return what ``buyer`` may owe in one channel, given what it owes in others."""
+        most = self._allowed_units(buyer)
         return SellerPolicy(
             tokens=frozenset((self.desk.asset.token,)),
             chunk_max_units=most,
-            exposure_max_units=self.policy.exposure_max_units(most),
+            exposure_max_units=max(0, most - self._owed_units(buyer, but=channel_id)),
             withdraw_delay_min_s=self.policy.withdraw_delay_s,
         )

@@ -53,7 +53,7 @@ class Streaming(Market):
     @staticmethod
     def wares(seat: Seat) -> SellerDesk:
         seller = SellerDesk(seat.desk, agent=seat.name)
-        seller.sell(Ware("echo", SCHEMA, SCHEMA, ByToken()))
+        seller.sell(Ware("echo", SCHEMA, SCHEMA, ByToken(), shown=True))
         return seller
 
     @property

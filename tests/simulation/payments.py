@@ -16,7 +16,7 @@ from coase.escrow.accounts import (
 )
 from coase.protocol.session import limit_s
 from coase.protocol.states import BOUND, Role, State
-from tests.simulation.till import CHUNK_MAX_UNITS, DEALS_MAX, TWISTS
+from tests.simulation.till import CHUNK_MAX_UNITS, TWISTS
 
 if TYPE_CHECKING:
     from coase.agents.ports import Record
@@ -135,7 +135,7 @@ class Payments:
         most = self._trusted(tab.buyer, tab.seller)
         require(units <= most, node, "sent too large a chunk", deal.deal, units)
         open_units = tab.sent_units - tab.taken_units
-        fine = open_units <= max(CHUNK_MAX_UNITS * DEALS_MAX, most)
+        fine = open_units <= most
         require(fine, node, "delivered too much unpaid", deal.deal, open_units)
 
     def _trusted(self, buyer: str, seller: str) -> int:

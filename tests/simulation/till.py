@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 RATE: Final = 2_000_000  # Units for a million tokens: two for each.
 INPUT_MAX: Final = 20
 OUTPUT_MAX: Final = 200
-CHUNK_MAX_UNITS: Final = 180  # For strangers; the input, and 64 tokens.
-DEALS_MAX: Final = 4
+CHUNK_MAX_UNITS: Final = 720  # For strangers, in all their deals: four of a first chunk and input.
 CLAIMS: Final = ClaimPolicy(value_to_cost=1, units_min=10**30, age_max_s=20)
 NO_GAS: Final = GasPrice(0, 0)
 CALL_WAIT_BLOCKS: Final = 3
@@ -48,7 +47,7 @@ class Till:
         self._claims = 0
         desk.streams.open(self.ledger.domain, is_local=True)
         policy = desk.streams.policy
-        desk.streams.policy = replace(policy, chunk_max_units=CHUNK_MAX_UNITS, deals_max=DEALS_MAX)
+        desk.streams.policy = replace(policy, chunk_max_units=CHUNK_MAX_UNITS)
 
     # ---- the chain -----------------------------------------------------------------------------
 
