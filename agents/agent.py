@@ -403,6 +403,7 @@ class Agent:
             allowed=frozenset(allowed),
             settlements=methods,
             stake_permille=stake_permille,
+            kept=bool(key),
             most_units=max_units,
             charge=charged_to(),
         )

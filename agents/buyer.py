@@ -49,9 +49,8 @@ AGREE_WITHIN_MS: Final = 5_000
 COUNTER_VALID_MS: Final = 10_000
 WIDEN_AFTER_MS: Final = 150  # A shard that has sellers answers in a few milliseconds.
 CLOSING_PAUSE_MS: Final = 250
-# With room for the rest of its message, and for what the heads of pieces take.
 TOO_DEAR: Final = "all offers were above the highest price"
-ASKS_MAX: Final = 1_000  # Requests remembered after their end, for whoever still asks about them.
+ASKS_MAX: Final = 1_000  # Requests remembered after their end.
 
 
 class Verdict(StrEnum):
@@ -93,8 +92,6 @@ class BuyerStrategy(ABC):
         ``closing`` says that no more offers are waited for. At most one accept. There is at least
         one offer, unless the strategy itself asked for another look by ``next_ms``.
         """
-
-    # These tell a strategy what became of its decisions; one that does not care ignores them.
 
     def undone(self, deal: str) -> None:  # noqa: B027
         """Take note that what was decided on a thread could not be done."""
@@ -138,6 +135,8 @@ class Wish:
     model: str = ""
     verifications: tuple[str, ...] = ("schema",)
     """What of it an arbiter must be able to check; ``none`` gives up every dispute."""
+    kept: bool = True
+    """Whether somebody may still want it after a crash, as what has a key."""
     stake_permille: int = 0
     """How much a seller has to stake for each thousand of its price, to lose if it fails."""
     settlements: tuple[str, ...] = ("escrow",)
@@ -231,8 +230,7 @@ class BuyerDesk:
         self.means = OpenMeans()
         self.experience = Experience()
         self._judged: set[str] = set()
-        self.firm: Callable[[], Firm | None] = lambda: None
-        """Our own firm, whose agents work for us without a price."""
+        self.firm: Callable[[], Firm | None] = lambda: None  # Whose agents work for nothing.
 
     def ask(
         self,
@@ -268,6 +266,7 @@ class BuyerDesk:
                 "task": wish.task,
                 "schemas": [wish.input_schema, wish.output_schema],
                 "request": ask.request.model_dump_json(),
+                "kept": wish.kept,
             },
             ensure_ascii=False,
         ).encode()
@@ -740,9 +739,10 @@ class BuyerDesk:
             deliver_within_s=request.deliver_within_s,
             bids_min=request.bids_min,
             bids_max=request.bids_max,
+            kept=row.get("kept", True),
         )
-        salt, secret = bytes.fromhex(row["salt"]), bytes.fromhex(row["secret"])
-        ask = Ask(record.deal, wish, salt, secret, request, record.at_ms, strategy)
+        chances = bytes.fromhex(row["salt"]), bytes.fromhex(row["secret"])
+        ask = Ask(record.deal, wish, *chances, request, record.at_ms, strategy)
         ask.sent = len(REQUEST_REPEATS_MS)  # Bidders of the first life are gone.
         self._keep(ask)
 

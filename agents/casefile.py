@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from coase.protocol.errors import CoaseError, ConfigurationError
 from coase.protocol.messages import Request, terms_to_wire
 from coase.protocol.session import evidence_hash, limit_s
-from coase.protocol.states import BOUND, SILENCE, Role
+from coase.protocol.states import BOUND, Role, silence_of
 from coase.protocol.terms import Domain
 from coase.protocol.types import ZERO_ADDRESS
 
@@ -154,7 +154,7 @@ def waiting_for(thread: Thread) -> dict[str, Any]:
     limit = limit_s(thread)
     if thread.state not in BOUND or limit is None:
         return {}
-    silence = SILENCE[thread.state]
+    silence = silence_of(thread.state, thread.method)
     mine = silence.who == ("buyer" if thread.side is Role.BUYER else "seller")
     return {
         "who": "you" if mine else silence.who,

@@ -29,6 +29,8 @@ class Delivery(Memory):
     """The part of a desk that its owner's own code speaks to."""
 
     codec: Codec
+    abandoned: list[str]
+    """Deals of an earlier life that are paid as they come, and that nobody waits for."""
     margins: Margins
     verify: Verify
 
@@ -184,6 +186,16 @@ class Delivery(Memory):
         self.say(deal, "withdraw", {"reason": why[:200]}, step, now_ms=now_ms)
         self.close_if_over(deal, step, now_ms=now_ms)
         return step
+
+    def give_up_abandoned(self, step: Step, *, now_ms: int) -> None:
+        """End the deals of an earlier life that nobody waits for any more."""
+        deals, self.abandoned = self.abandoned, []
+        for deal in deals:
+            thread = self.threads.get(deal)
+            if thread is not None and thread.state in BOUND:
+                body: dict[str, object] = {"reason": "its reader is gone"}
+                self.say(deal, "withdraw", body, step, now_ms=now_ms)
+                self.close_if_over(deal, step, now_ms=now_ms)
 
     def failed(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         """Keep a thread whose seller cannot deliver."""

@@ -117,6 +117,7 @@ class Desk(Delivery):
         """Opens what is sealed to the agent outside of any deal, such as evidence."""
         self.admission = Admission()
         self.streams = Streams(self, channels_domain(domain.chain_id), StreamPolicy.of(asset))
+        self.abandoned = []
         self.vault: AgentId = ZERO_ADDRESS
         """Where stakes are, on this network."""
         self.stake_free_units: int | None = None
@@ -577,6 +578,7 @@ class Desk(Delivery):
     def tick(self, *, now_ms: int) -> Step:
         """Do what has become due by ``now_ms``: lapses, repetitions, acks, halves' own timers."""
         step = Step()
+        self.give_up_abandoned(step, now_ms=now_ms)
         while self._timers and self._timers[0][0] <= now_ms:
             _, deal = heapq.heappop(self._timers)
             thread = self.threads.get(deal)

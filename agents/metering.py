@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from coase.negotiation.pricing import Tariff, Usage
 
-from .transcript import Reading
+from .transcript import MARK, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,10 +65,18 @@ def stream_units(terms: Terms, task: str, text: str) -> int:
         return 0
     used = Usage(
         input_tokens=min(count_input(task), terms.work.input_max),
-        output_tokens=min(count_tokens(text), terms.work.output_max),
+        output_tokens=min(count_tokens(_read(text)), terms.work.output_max),
     )
     tariff = Tariff.of_work(terms.work, price_units=terms.price_units)
     return tariff.charge_units(used, cap_units=terms.price_units)
+
+
+def _read(shown: str) -> str:
+    """Return what of a shown text its reader sees: marks, and kinds that nobody knows, are free."""
+    if MARK not in shown:
+        return shown
+    seen = Reading().take(shown)
+    return seen.text + seen.thinking + seen.tool_calls
 
 
 def text_of(result: str) -> str:

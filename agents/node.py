@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from coase.protocol.types import AgentId
 
     from .agent import Agent
+    from .buyer import Ask
     from .compute.ports import Compute
     from .steps import Notice
 
@@ -292,6 +293,17 @@ class Node:
                 # Whoever bargained is gone: what is bound goes on, what is not lapses.
                 buying.replay(record, DeclineAll())
         buying.replayed(rows_of(self.journal.summaries(buying.desk.me)))
+        # What is paid while it is made is of no use to a reader who died, unless he comes back.
+        buying.desk.abandoned = [
+            thread.deal
+            for thread in buying.under_way()
+            if thread.streamed and thread.result is None
+            if not _is_kept(buying.asks.get(thread.request_id))
+        ]
+
+
+def _is_kept(ask: Ask | None) -> bool:
+    return ask is None or ask.wish.kept
 
 
 @asynccontextmanager

@@ -195,6 +195,12 @@ STREAM_SILENCE: Final[dict[State, Silence]] = {
 """The same for the methods without an escrow, from *agreed* on."""
 
 
+def silence_of(state: State, method: str) -> Silence:
+    """Return what silence means in a state of a deal that is settled by ``method``."""
+    table = SILENCE if method == "escrow" else SILENCE | STREAM_SILENCE
+    return table[state]
+
+
 def advance(state: State, role: Role, move: str, *, method: str = "escrow", ours: bool) -> State:
     """Return the state after ``move``.
 

@@ -629,6 +629,8 @@ class _Purchase:
         paid: int | None = None
         if self._task.done() and not self._task.cancelled() and self._task.exception() is None:
             paid = self._task.result().paid_units
+        elif self._thread.streamed:
+            paid = self._vouchers()
         return Bought(
             self._thread.counterparty,
             self._thread.deal,
@@ -638,6 +640,19 @@ class _Purchase:
             asset.symbol,
             asset.decimals,
         )
+
+    def _vouchers(self) -> int | None:
+        """Return what vouchers have paid of a deal that is paid as it comes, as far as it is."""
+        buying, thread = self._market.agent.buying, self._thread
+        if buying is None or thread is None:
+            return None
+        ask, now = buying.asks.get(thread.request_id), buying.desk.threads.get(thread.deal)
+        if ask is not None and ask.outcome is not None and ask.outcome.deal == thread.deal:
+            return ask.outcome.view.to_seller_units
+        return now.paid_units if now is not None and not self._running() else None
+
+    def _running(self) -> bool:
+        return not self._task.done()
 
     async def leave(self) -> None:
         """Wait for it no more. What was agreed goes its way without a reader."""
@@ -657,6 +672,7 @@ class _Purchase:
                 "inference",
                 order,
                 returns=Delivered,
+                check=_empty,
                 max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
                 deliver_within=self._within_s,
                 model=order.model,
@@ -679,6 +695,12 @@ class _Purchase:
         self._thread = thread
         model, now_ms = thread.agreed_terms.work.model, time.time_ns() // 1_000_000
         self._market.book.began(thread.counterparty, model, now_ms=now_ms)
+
+
+def _empty(made: Delivered) -> str | None:
+    """Return what is wrong with an answer that says nothing, whatever it counted."""
+    said = made.text.strip() or made.thinking.strip() or made.tool_calls
+    return None if said else "the answer is empty"
 
 
 def _fault(made: Vectors, texts: int) -> str | None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from coase.agents import Agent, Price
+from coase.agents import Agent, Job, Price
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import BoughtChunk, MarketCompute
 from coase.agents.compute.ports import Prompt
 from coase.agents.inference import inference_agent
+from coase.agents.wares import Completion, Inference
+from coase.protocol.errors import ComputeFailed
 
 from .realmarket import LONG, real_market
 
@@ -82,3 +84,19 @@ async def test_who_stops_reading_stops_paying(tmp_path: Path) -> None:
         await place.rest(node)
         whole = len(WORDS) // 4 * 20
         assert 0 < vouchers(node, writer) == reader.purse.balance.spent_units < whole // 2
+
+
+async def test_an_answer_that_says_nothing_is_not_paid(tmp_path: Path) -> None:
+    nobody, reader = Agent("nobody"), Agent("reader", budget="1")
+
+    @nobody.offers("inference", price=PRICE, windows=LONG, shown=True)
+    async def infer(task: Inference, job: Job) -> Completion:
+        return Completion(text=" ", model="", input_tokens=9, output_tokens=9)
+
+    async with real_market(tmp_path) as place, place.node() as node:
+        await place.join(node, nobody, reader)
+        market = MarketCompute(reader, max_price="0.04")
+        with pytest.raises(ComputeFailed, match="could not be bought"):
+            await read(market, Prompt.ask("hello", max_tokens=20))
+        await place.rest(node)
+        assert vouchers(node, nobody) == reader.purse.balance.spent_units == 0

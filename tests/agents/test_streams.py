@@ -408,6 +408,33 @@ def test_a_proof_is_good_for_one_agent_one_side_and_one_request() -> None:
     assert firm.code.text not in repr(firm)
 
 
+def test_what_no_reader_sees_is_not_paid(market: Streaming) -> None:
+    ask = market.buy()
+    market.until(lambda: over(ask))
+    assert ask.outcome is not None
+    terms, words = ask.outcome.agreed_terms, "x" * 400
+    seen = stream_units(terms, "write", words)
+    assert stream_units(terms, "write", f"{words}\x1ejunk\n{words * 9}") == seen
+    assert stream_units(terms, "write", f"\x1ethinking\n{words}") == seen
+    assert stream_units(terms, "write", "") < seen
+
+
+def test_what_a_reader_who_died_asked_for_is_not_paid_to_its_end(market: Streaming) -> None:
+    ask = market.buy()
+    market.until(lambda: market.paid() > 0)
+    deal, paid = ask.chosen, market.paid()
+    again = market.restart(market.buyer)
+    again.desk.abandoned = [deal]
+    market.until(lambda: not again.desk.threads)
+    market.deliver()
+    assert not market.seller.desk.threads
+    assert market.paid() <= paid + stream_units_of_a_chunk()
+
+
+def stream_units_of_a_chunk() -> int:
+    return 2 * PART // 4 * RATE // 1_000_000
+
+
 def test_a_task_costs_what_its_texts_are_and_not_how_it_is_written() -> None:
     assert count_input('{"prompt": "12345678", "seed": 12345678, "model": ""}') == 2
     assert count_input('{"history":[{"content":"1234"},{"content":"12345"}],"raw":false}') == 3

@@ -209,14 +209,18 @@ def test_who_has_paid_before_may_owe_no_more_in_many_deals_than_in_one(
     assert (stranger.chunk_max_units, stranger.exposure_max_units) == (10, 10)
 
 
+def bought_or_not(market: Streaming) -> None:
+    ask = market.buy(settlements=("channel",))
+    market.until(lambda: ask.outcome is not None or bool(ask.why))
+
+
 def test_who_never_pays_gets_one_chunk_worth_in_all_his_channels(market: Streaming) -> None:
     market.lost = lambda to, wire: kind_of(wire) == "voucher"
     limit = 400  # A first chunk with the longest input is 328, what he takes each time less.
     streams, buyer = market.seller.desk.streams, market.buyer.desk.me
     streams.policy = replace(streams.policy, chunk_max_units=limit)
     for _ in range(6):
-        ask = market.buy(settlements=("channel",))
-        market.until(lambda ask=ask: ask.outcome is not None or bool(ask.why))
+        bought_or_not(market)
         for line in market.buyer.desk.streams.lines.values():  # He takes another channel each time.
             if line.buyer is not None and not line.buyer.stopped:
                 market.buyer.desk.streams._pass_over(line.buyer.channel_id, market.seller.desk.me)

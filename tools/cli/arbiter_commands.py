@@ -89,7 +89,11 @@ def panel(
         return
     count = len(document["members"])
     out.print(f"panel {document['address']}: {threshold} of {count}", soft_wrap=True)
-    say("deals that are made from now on name it; programs that run already: start them again")
+    say(
+        "deals that are made from now on name it. Start coase up and coase arbiter of its members"
+        f" again first: until {threshold} of them run as such, the terms' default ends disputes",
+        style="yellow",
+    )
 
 
 async def _panel(threshold: int, members: list[AgentId]) -> dict[str, Any]:

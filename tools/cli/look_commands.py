@@ -245,9 +245,9 @@ def _print_history(row: Row) -> None:
         )
     out.print(shown)
     if row["open"]:
-        from coase.protocol.states import SILENCE, State
+        from coase.protocol.states import State, silence_of
 
-        silence = SILENCE[State(row["state"])]
+        silence = silence_of(State(row["state"]), row.get("method", "escrow"))
         line = f"still open: if the {silence.who} stays silent, {silence.outcome}"
     else:
         line = (

@@ -30,7 +30,7 @@ from coase.protocol.errors import (
 )
 from coase.protocol.messages import canonical_json
 from coase.protocol.session import Thread, limit_s
-from coase.protocol.states import SILENCE, Role, State
+from coase.protocol.states import Role, State, silence_of
 from coase.protocol.types import ZERO_ADDRESS, units_to_text
 
 from .app import say
@@ -311,7 +311,7 @@ def _clock(time_s: int | None) -> str:
 def _say_open(node: Node, agent: Agent) -> None:
     """Say what is left open, and what becomes of it."""
     for thread in _bound(agent):
-        silence = SILENCE[thread.state]
+        silence = silence_of(thread.state, thread.method)
         say(
             f"still open: {_describe(node, thread)}. If the {silence.who} stays silent past"
             f" {silence.by} ({_clock(limit_s(thread))}), {silence.outcome}; any later coase status"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-KEYS_FILE: Final = "keys.json"
+KEYS_FILE: Final = "callers.json"  # A node's own keys.json may lie beside it.
 KEYS_MAX: Final = 10_000
 SIZE_MAX_BYTES: Final = 8 * 1024 * 1024
 KEY_BYTES: Final = 32  # Of chance: nobody tries so many, so that a quick hash hides them well.
