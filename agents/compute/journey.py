@@ -344,11 +344,13 @@ class Journey:
         most_units = market.most_units
         if self._wish.most_units is not None:
             most_units = min(most_units, self._wish.most_units)
+        # Whatever is agreed for the first is a part of what the call may cost.
+        most_units -= first.agreed_units
         likely = [c.price_units for c in self._decision.ranking if c.seller in second.sellers]
         if first.place is Place.HERE or first.agreed_units:
             most_units = min(most_units, hedges.left_units)
         units = max(most_units, first.agreed_units)
-        if most_units < min(likely, default=1) or not hedges.hold(units):
+        if most_units < max(min(likely, default=1), 1) or not hedges.hold(units):
             return None
         second.most_units = most_units
         return units
@@ -365,6 +367,8 @@ class Journey:
             await asyncio.wait((runs[0].task,), timeout=after_ms / 1_000)
             if not runs[0].task.done() and (held := self._held(first, second)) is not None:
                 log.info("%s: the first token is late, a second request goes out", self.call)
+                if first.call is not None:  # Whoever has it already is not asked once more.
+                    self._tried |= {deal.seller for deal in first.call.bought}
                 runs.append(_Run(second, self._go(second)))
             winner = await _winner(runs)
             for run in runs:

@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from pydantic_core import from_json
+
 from coase.agents.buyer import TOO_DEAR
 from coase.agents.inference import (
     LONGEST,
@@ -87,6 +89,7 @@ REFUSED: Final = "the result was refused"
 """How the reason begins why a deal failed whose result was not accepted."""
 ASKED_REPLY_MS: Final = 1_500  # Chosen sellers that are silent for so long are not there.
 # A text that begins as the answer did, for so long, is the answer from its beginning.
+MARKS_MAX_TOKENS: Final = 64  # Of beginnings and ends, which no text shows.
 SETTLEMENTS: Final = ("none", "channel", "escrow")
 SEAM_MIN_CHARS: Final = 8
 LIMITS: Final = Limits(
@@ -251,8 +254,12 @@ class MarketCompute(Compute):
         """Yield what ``open_stream`` yields, when it is its turn."""
         return self._gate.run(prompt, open_stream)
 
-    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+    async def embed(
+        self, texts: Sequence[str], model: str | None = None, pick: Pick | None = None
+    ) -> Embeddings:
         """Buy a vector for each of ``texts``, from another seller where the first one fails.
+
+        Only those whom ``pick`` allows see the texts.
 
         :raises BudgetExhausted: if the budget does not cover it
         """
@@ -262,15 +269,17 @@ class MarketCompute(Compute):
             order = Embedding(texts=tuple(texts), model=model or "")
         except ValueError:
             raise PromptRefused("a text is too long to be embedded on the market") from None
-        bought = await self._embedded(order)
+        bought = await self._embedded(order, pick or ANYBODY)
         duration_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
         made = bought.result
         usage = Usage(input_tokens=made.input_tokens, output_tokens=0, duration_ms=duration_ms)
         vectors = unpacked(made, texts=len(order.texts))
         return Embeddings(vectors=vectors, model=made.model, usage=usage)
 
-    async def _embedded(self, order: Embedding) -> Purchase[Vectors]:
-        blocked: set[str] = set()
+    async def _embedded(self, order: Embedding, pick: Pick) -> Purchase[Vectors]:
+        blocked: set[str] = set(pick.banned)
+        most = self.most_units if pick.most_units is None else min(self.most_units, pick.most_units)
+        max_price = units_to_text(most, self.asset.decimals)
         while True:
             agreed: list[Thread] = []
             try:
@@ -279,7 +288,7 @@ class MarketCompute(Compute):
                     order,
                     returns=Vectors,
                     check=lambda made: _fault(made, len(order.texts)),
-                    max_price=self.max_price,
+                    max_price=max_price,
                     deliver_within=self.deliver_within_s,
                     model=order.model,
                     input_max=tokens_at_most(order.texts),
@@ -290,12 +299,13 @@ class MarketCompute(Compute):
                     decide_after_ms=self.decide_after_ms,
                     reply_within_ms=self.reply_within_ms,
                     blocked=blocked,
-                    settlements=self.settlements,
+                    allowed=pick.allowed or (),
+                    settlements=(FREE,) if pick.firm else self.settlements,
                     on_agreed=agreed.append,
                 )
             except DealFailed as error:
                 blocked.update(thread.counterparty for thread in agreed)
-                if not agreed or len(blocked) == SELLERS_MAX:
+                if not agreed or len(blocked - pick.banned) == SELLERS_MAX:
                     raise failed(
                         f"embeddings could not be bought for at most {self.max_price}",
                         why=error.why,
@@ -590,6 +600,7 @@ class _Purchase:
         self._thread: Thread | None = None
         self._shown = False
         self._ended = False
+        self._order = order
         # Whoever reads owns it, and takes it away in ``leave``.
         self._task = asyncio.create_task(self._buy(order, most_units))
 
@@ -619,7 +630,7 @@ class _Purchase:
 
     def result(self) -> Delivered:
         """Return what was delivered; raises what the purchase raised."""
-        return self._task.result().result
+        return _believed(self._task.result().result, self._order)
 
     def bought(self) -> Bought | None:
         """Return the deal as far as it is known."""
@@ -672,7 +683,7 @@ class _Purchase:
                 "inference",
                 order,
                 returns=Delivered,
-                check=_empty,
+                check=lambda made: _unfit(made, order),
                 max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
                 deliver_within=self._within_s,
                 model=order.model,
@@ -697,10 +708,29 @@ class _Purchase:
         self._market.book.began(thread.counterparty, model, now_ms=now_ms)
 
 
-def _empty(made: Delivered) -> str | None:
-    """Return what is wrong with an answer that says nothing, whatever it counted."""
-    said = made.text.strip() or made.thinking.strip() or made.tool_calls
-    return None if said else "the answer is empty"
+def _believed(made: Delivered, order: Inference) -> Delivered:
+    """Return an answer whose counts are what they can be: a token has a byte at least."""
+    said = [made.text, made.thinking, *(call.model_dump_json() for call in made.tool_calls)]
+    most = sum(len(text.encode("utf-8", "replace")) for text in said) + MARKS_MAX_TOKENS
+    counts = {
+        "input_tokens": min(made.input_tokens, input_tokens_max(order)),
+        "output_tokens": min(made.output_tokens, most),
+    }
+    return made.model_copy(update=counts)
+
+
+def _unfit(made: Delivered, order: Inference) -> str | None:
+    """Return what is wrong with an answer whatever its words are, or None."""
+    if not (made.text.strip() or made.thinking.strip() or made.tool_calls):
+        return "the answer is empty"
+    if made.tool_calls and not order.tools:
+        return "it calls tools that nobody gave it"
+    if order.response_schema and made.finish != "length" and not made.tool_calls:
+        try:
+            from_json(made.text)
+        except ValueError:
+            return "it is bound to a schema, and no JSON"
+    return None
 
 
 def _fault(made: Vectors, texts: int) -> str | None:

@@ -25,7 +25,7 @@ from coase.protocol.errors import ComputeFailed, WorldError
 from .gate import guess_tokens
 from .hedging import Hedges
 from .journey import Journey, Means
-from .market import MarketCompute
+from .market import MarketCompute, Pick
 from .ports import (
     Chunk,
     Compute,
@@ -43,7 +43,7 @@ from .routing import HERE, Decision, RouteBook, Wish
 from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from .calllog import CallLog
 
@@ -198,19 +198,38 @@ class RouterCompute(Compute):
         finally:
             self._over(journey, prompt)
 
-    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
-        """Return a vector for each of ``texts``: made here if that can be done, else bought."""
+    async def embed(
+        self, texts: Sequence[str], model: str | None = None, wish: Wish | None = None
+    ) -> Embeddings:
+        """Return a vector for each of ``texts``: made here if that can be done, else bought.
+
+        No text goes further than ``wish`` and the router's own wish allow.
+
+        :raises Unreachable: if they exclude all that there is
+        """
+        wish = _narrowed(wish, self.wish)
+        ways: list[tuple[str, Callable[[], Awaitable[Embeddings]]]] = []
+        local, buys = self.local, self.buys
+        here = HERE not in wish.banned and (not wish.sellers or HERE in wish.sellers)
+        if local is not None and here:
+            ways.append((local.name, lambda: local.embed(texts, model)))
+        if buys is not None and wish.reach > Place.HERE and wish.most_units != 0:
+            pick = Pick(
+                allowed=wish.sellers or None,
+                banned=wish.banned,
+                most_units=wish.most_units,
+                firm=wish.reach is Place.FIRM,
+            )
+            if buys.firm or not pick.firm:
+                ways.append((buys.name, lambda: buys.embed(texts, model, pick)))
         failure: ComputeFailed | None = None
-        for compute in (self.local, self.market):
-            if compute is None:
-                continue
+        for name, way in ways:
             try:
-                return await compute.embed(texts, model)
+                return await way()
             except ComputeFailed as error:
-                log.info("no vectors of %s: %s", compute.name, error)
+                log.info("no vectors of %s: %s", name, error)
                 failure = failure or error
-        assert failure is not None
-        raise failure
+        raise failure or Unreachable("nobody may see these texts who could embed them")
 
     async def close(self) -> None:
         """Keep what was learnt and close both."""

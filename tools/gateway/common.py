@@ -442,7 +442,7 @@ async def embedded(request: Request, texts: Sequence[str], name: str) -> Embeddi
     :raises Wrong: if there are none
     """
     router: RouterCompute = request.app.state.router
-    call = call_of(request)
+    call, wish = call_of(request), _wish(request, router)
 
     async def work() -> Embeddings:
         try:
@@ -450,8 +450,8 @@ async def embedded(request: Request, texts: Sequence[str], name: str) -> Embeddi
         except ModelUnknown:
             if router.market is None:
                 raise
-            return await router.embed(texts, name)  # Perhaps somebody sells that alone.
-        return await router.embed(texts, None if entry is None else entry.info.name)
+            return await router.embed(texts, name, wish)  # Perhaps somebody sells that alone.
+        return await router.embed(texts, None if entry is None else entry.info.name, wish)
 
     try:
         made = await unless_gone(request, work)
