@@ -107,7 +107,8 @@ def answered(home: Home, question: str) -> bool:
     try:
         return bool(ask(home, question).stdout == question + "\n")
     except AssertionError as error:
-        assert "nobody made an offer" in str(error)
+        if "nobody made an offer" not in str(error):
+            raise
         return False
 
 
