@@ -22,7 +22,8 @@ SNIPPETS = [block for block in BLOCKS if URL in block]
 
 
 def test_there_are_three_lines_for_each_of_three_clients() -> None:
-    assert [snippet.count("\n") for snippet in SNIPPETS] == [3, 3, 3]
+    lines = [[line for line in snippet.splitlines() if line] for snippet in SNIPPETS]
+    assert [len(each) for each in lines] == [3, 3, 3]
     assert [snippet.split()[1] for snippet in SNIPPETS] == ["openai", "ollama", "anthropic"]
 
 
