@@ -153,7 +153,7 @@ class Journey:
         for number, leg in enumerate(self.legs):
             beside = self._beside(number)
             try:
-                async with aclosing(self._timed(self._set_out(leg, beside))) as chunks:
+                async with aclosing(self._set_out(leg, beside)) as chunks:
                     async for chunk in chunks:
                         yield self._passed(chunk)
                         if chunk.done:
@@ -198,10 +198,6 @@ class Journey:
     async def _timed(self, source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
         """Yield what ``source`` yields, as long as the deadline is not over."""
         async with aclosing(source):
-            if not self._wish.deadline_ms:
-                async for chunk in source:
-                    yield chunk
-                return
             while True:
                 left_s = (self._wish.deadline_ms - self._elapsed_ms()) / 1_000
                 try:
@@ -225,13 +221,11 @@ class Journey:
     # ---- Legs ------------------------------------------------------------------------------------
 
     def _set_out(self, leg: Leg, beside: Leg | None) -> AsyncGenerator[Chunk, None]:
-        return self._go(leg) if beside is None else self._race(leg, beside)
+        chunks = self._go(leg) if beside is None else self._race(leg, beside)
+        return self._timed(chunks) if self._wish.deadline_ms else chunks
 
-    async def _go(self, leg: Leg) -> AsyncGenerator[Chunk, None]:
-        way = self._here(leg) if leg.place is Place.HERE else self._bought(leg)
-        async with aclosing(way):
-            async for chunk in way:
-                yield chunk
+    def _go(self, leg: Leg) -> AsyncGenerator[Chunk, None]:
+        return self._here(leg) if leg.place is Place.HERE else self._bought(leg)
 
     async def _here(self, leg: Leg) -> AsyncGenerator[Chunk, None]:
         """Yield what the engine here writes, and learn from it."""
