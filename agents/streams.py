@@ -106,7 +106,6 @@ class _Line:
     used_s: int = 0
     read_ms: int = 0
     """When the chain was asked about it last, by our own clock."""
-    records: int = 0
 
 
 @dataclass(slots=True)
@@ -164,7 +163,7 @@ class Streams:
             if line.buyer is not None:
                 line.buyer, records = line.buyer.see(view)
                 self._see_deposit(channel_id, line, step, now_ms=now_ms)
-                self._write(channel_id, line, records, step, now_ms=now_ms)
+                self._write(channel_id, records, step, now_ms=now_ms)
                 if line.buyer.stopped:
                     self._pass_over(channel_id, line.buyer.config.receiver)
 
@@ -201,7 +200,7 @@ class Streams:
         if line is None or line.buyer is None:
             return
         line.buyer, records = line.buyer.stop(why)
-        self._write(channel_id, line, records, step, now_ms=now_ms)
+        self._write(channel_id, records, step, now_ms=now_ms)
         self._pass_over(channel_id, line.buyer.config.receiver)
         self.want(channel_id)
 
@@ -281,7 +280,7 @@ class Streams:
         line = self.lines[channel_id] = _Line(buyer=end)
         self._views.pop(channel_id, None)
         self._write_opening(channel_id, config, "buyer", step, now_ms=now_ms)
-        self._write(channel_id, line, records, step, now_ms=now_ms)
+        self._write(channel_id, records, step, now_ms=now_ms)
         return line
 
     def _deposit(
@@ -472,7 +471,7 @@ class Streams:
             self.want(end.channel_id)
             raise
         line.buyer = end
-        self._write(end.channel_id, line, (*checked, *promised), step, now_ms=now_ms)
+        self._write(end.channel_id, (*checked, *promised), step, now_ms=now_ms)
         voucher = end.sign(self.desk.codec.identity)
         return {
             "units": str(units),
@@ -515,7 +514,7 @@ class Streams:
         def commit(step: Step, now_ms: int) -> None:
             line.seller, line.used_s = after, now_s
             line.since_s = line.since_s or now_s
-            self._write(channel_id, line, records, step, now_ms=now_ms)
+            self._write(channel_id, records, step, now_ms=now_ms)
 
         return commit
 
@@ -551,7 +550,7 @@ class Streams:
         except VoucherRefused as error:
             raise LocalProtocolError(str(error)) from error
         line.seller, line.used_s = after, now_s
-        self._write(end.channel_id, line, records, step, now_ms=now_ms)
+        self._write(end.channel_id, records, step, now_ms=now_ms)
 
     def ended(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         """End the stream of a deal that is over."""
@@ -565,10 +564,10 @@ class Streams:
             return
         if thread.side is Role.SELLER and line.seller is not None:
             line.seller, sold = line.seller.end(thread.deal)
-            self._write(channel_id, line, sold, step, now_ms=now_ms)
+            self._write(channel_id, sold, step, now_ms=now_ms)
         elif line.buyer is not None:
             line.buyer, bought = line.buyer.end(thread.deal)
-            self._write(channel_id, line, bought, step, now_ms=now_ms)
+            self._write(channel_id, bought, step, now_ms=now_ms)
 
     def task_fields(self, thread: Thread) -> dict[str, object]:
         """Return what a task says of the channel that pays it."""
@@ -592,7 +591,6 @@ class Streams:
                 self._recall_opening(channel_id, row)
             case "voucher":
                 line = self.lines[channel_id]
-                line.records += 1
                 move = decode_record(record.data)
                 if line.buyer is not None:
                     line.buyer = line.buyer.after(move)  # type: ignore[arg-type]
@@ -641,14 +639,12 @@ class Streams:
     def _write(
         self,
         channel_id: bytes,
-        line: _Line,
         records: tuple[SellerRecord | BuyerRecord, ...],
         step: Step,
         *,
         now_ms: int,
     ) -> None:
         for one in records:
-            line.records += 1
             self._record(channel_id, "voucher", encode_record(one), step, now_ms=now_ms)
 
     def _record(
@@ -707,7 +703,7 @@ class Streams:
     def _limits(self) -> BuyerLimits:
         # Nothing is signed before it came and was good; how much may lie there is the purse's say.
         most = 2**127
-        return BuyerLimits(deposit_max_units=2**127, chunk_max_units=most, exposure_max_units=most)
+        return BuyerLimits(deposit_max_units=most, chunk_max_units=most, exposure_max_units=most)
 
     def _policy(self, buyer: AgentId, channel_id: bytes = b"") -> SellerPolicy:
         """Return what ``buyer`` may owe in one channel, given what it owes in others."""
