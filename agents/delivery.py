@@ -71,10 +71,11 @@ class Delivery(Memory):
     def _task_taken(self, header: Header, answer: Body, step: Step, *, now_ms: int) -> None:
         """Keep the seller's signature that it has the task, where it has something at stake."""
         thread = self.threads.get(header.deal)
-        signed = isinstance(answer, Ack) and answer.signature
-        if thread is None or not signed or not thread.agreed_terms.stake_units:
+        if thread is None or not isinstance(answer, Ack) or not answer.signature:
             return
-        signature = bytes.fromhex(answer.signature[2:]) if isinstance(answer, Ack) else b""
+        if not thread.agreed_terms.stake_units:
+            return
+        signature = bytes.fromhex(answer.signature[2:])
         moved = taken(thread, signature, verify=self.verify)
         if moved is not thread:
             self._put(moved)
@@ -183,7 +184,7 @@ class Delivery(Memory):
         step, thread = Step(), self.threads.get(deal)
         if thread is None or not thread.streamed or thread.state not in BOUND:
             return step
-        self.say(deal, "withdraw", {"reason": why[:200]}, step, now_ms=now_ms)
+        self._withdraw(deal, why, step, now_ms=now_ms)
         self.close_if_over(deal, step, now_ms=now_ms)
         return step
 
@@ -193,8 +194,7 @@ class Delivery(Memory):
         for deal in deals:
             thread = self.threads.get(deal)
             if thread is not None and thread.state in BOUND:
-                body: dict[str, object] = {"reason": "its reader is gone"}
-                self.say(deal, "withdraw", body, step, now_ms=now_ms)
+                self._withdraw(deal, "its reader is gone", step, now_ms=now_ms)
                 self.close_if_over(deal, step, now_ms=now_ms)
 
     def failed(self, thread: Thread, step: Step, *, now_ms: int) -> None:
@@ -252,7 +252,7 @@ class Delivery(Memory):
             body = self.streams.pay(thread, step, now_ms=now_ms)
         except ChannelStopped as error:
             # Nothing is ever paid here again: whoever waits for it should know.
-            self.say(thread.deal, "withdraw", {"reason": str(error)[:200]}, step, now_ms=now_ms)
+            self._withdraw(thread.deal, str(error), step, now_ms=now_ms)
             return
         until_ms = (terms.deliver_by_s + terms.dispute_s) * 1000
         re = thread.last_id if thread.result is None else thread.result_id
@@ -260,5 +260,7 @@ class Delivery(Memory):
 
     def _say_withdraw(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         why = thread.failed or thread.verdict or "not wanted any more"
-        body: dict[str, object] = {"reason": why[:200]}
-        self.say(thread.deal, "withdraw", body, step, now_ms=now_ms)
+        self._withdraw(thread.deal, why, step, now_ms=now_ms)
+
+    def _withdraw(self, deal: str, why: str, step: Step, *, now_ms: int) -> None:
+        self.say(deal, "withdraw", {"reason": why[:200]}, step, now_ms=now_ms)
