@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from coase.agents.runtime import clock_ms
 from coase.protocol.errors import BudgetExhausted, ComputeFailed
 
 from .explain import OTHERS_MAX, Attempt, Explanation, wish_shown
@@ -95,7 +96,7 @@ class Journey:
     ) -> None:
         self.call, self._prompt, self._wish = call, prompt, wish
         self._size, self._decision, self._means = size, decision, means
-        self._at_ms, self._begun_ns = time.time_ns() // 1_000_000, time.monotonic_ns()
+        self._at_ms, self._begun_ns = clock_ms(), time.monotonic_ns()
         self._texts: list[str] = []
         self._tokens = 0
         self._first_ms: int | None = None
@@ -233,7 +234,7 @@ class Journey:
         assert local is not None
         prompt, seam = self._going_on(leg.model), Seam("".join(self._texts))
         first_us, outcome, why = 0, "too late", ""
-        book.began(HERE, leg.model, now_ms=_now_ms())
+        book.began(HERE, leg.model, now_ms=clock_ms())
         try:
             async with aclosing(local.stream(prompt)) as chunks:
                 async for chunk in chunks:
@@ -251,10 +252,10 @@ class Journey:
             raise
         except ComputeFailed as error:
             outcome, why = "failed", str(error)
-            book.failed(HERE, leg.model, lost_us=_since_us(begun_ns), now_ms=_now_ms())
+            book.failed(HERE, leg.model, lost_us=_since_us(begun_ns), now_ms=clock_ms())
             raise
         finally:
-            book.left(HERE, leg.model, now_ms=_now_ms())
+            book.left(HERE, leg.model, now_ms=clock_ms())
             if outcome != "answered":
                 self._attempts.append(_made_here(leg, outcome, first_us, begun_ns, why))
 
@@ -263,7 +264,7 @@ class Journey:
             return
         size = Size(usage.input_tokens, usage.output_tokens)
         self._means.book.delivered(
-            HERE, leg.model, size, first_us=first_us, took_us=took_us, now_ms=_now_ms()
+            HERE, leg.model, size, first_us=first_us, took_us=took_us, now_ms=clock_ms()
         )
 
     async def _bought(self, leg: Leg) -> AsyncGenerator[Chunk, None]:
@@ -461,7 +462,3 @@ def _made_here(leg: Leg, outcome: str, first_us: int, begun_ns: int, why: str = 
 
 def _since_us(begun_ns: int) -> int:
     return max((time.monotonic_ns() - begun_ns) // 1_000, 1)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

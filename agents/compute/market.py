@@ -33,6 +33,7 @@ from coase.agents.inference import (
     tool_calls_of,
     unpacked,
 )
+from coase.agents.runtime import clock_ms
 from coase.agents.transcript import Reading
 from coase.agents.wares import Completion as Delivered
 from coase.agents.wares import Embedding, Vectors
@@ -370,7 +371,7 @@ class MarketCall:
             # What a schema binds cannot be gone on with: the grammar begins where the seller does.
             anew = self._prompt.response_schema is not None
             seam, reading = Seam(self._shown, anew=anew), Reading()
-            since_ms = time.time_ns() // 1_000_000
+            since_ms = clock_ms()
             purchase, chosen = self._purchase(tokens_left, anew=anew), self._asked
             self._asked = frozenset()
             bad = False
@@ -442,7 +443,7 @@ class MarketCall:
         bad: bool = False,
     ) -> None:
         """Take into the book, once, what came of a purchase that came to a deal."""
-        bought, book, now_ms = purchase.bought(), self._market.book, time.time_ns() // 1_000_000
+        bought, book, now_ms = purchase.bought(), self._market.book, clock_ms()
         if bought is None or purchase.learnt:
             return
         purchase.learnt = True
@@ -704,7 +705,7 @@ class _Purchase:
 
     def _agreed(self, thread: Thread) -> None:
         self._thread = thread
-        model, now_ms = thread.agreed_terms.work.model, time.time_ns() // 1_000_000
+        model, now_ms = thread.agreed_terms.work.model, clock_ms()
         self._market.book.began(thread.counterparty, model, now_ms=now_ms)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from coase.agents.charges import charged_to
+from coase.agents.runtime import clock_ms
 from coase.protocol.errors import ComputeFailed, WorldError
 
 from .gate import guess_tokens
@@ -115,7 +116,7 @@ class RouterCompute(Compute):
         self._outputs: dict[str, int] = {}
         self._saved_s = time.monotonic()
         if calls is not None:
-            self.book.restore(calls.learnt(), now_ms=_now_ms())
+            self.book.restore(calls.learnt(), now_ms=clock_ms())
 
     @property
     def name(self) -> str:
@@ -275,7 +276,7 @@ class RouterCompute(Compute):
         )
         decided = wish if buyable else replace(wish, reach=Place.HERE)
         decision = self._default_only(
-            self.book.decide(decided, size, now_ms=_now_ms(), chance=secrets.randbits(64)),
+            self.book.decide(decided, size, now_ms=clock_ms(), chance=secrets.randbits(64)),
             anything=not models or "" in models,
         )
         journey = Journey(
@@ -371,7 +372,7 @@ class RouterCompute(Compute):
             if self.market is None:
                 raise
             return
-        self._local_s, now_ms = now_s, _now_ms()
+        self._local_s, now_ms = now_s, clock_ms()
         for gone in self.book.models(HERE) - {info.name for info in self._local}:
             self.book.drop(HERE, gone)
         for info in self._local:
@@ -462,7 +463,3 @@ def _common(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
     if not one or not other:
         return one or other
     return one & other or frozenset({"\0"})  # A name that nobody has: both together allow none.
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.agents.inference import info_of
+from coase.agents.runtime import clock_ms
 from coase.protocol.errors import ConfigurationError, WorldError
 from coase.protocol.states import Role
 
@@ -121,7 +122,7 @@ class Scout:
 
         They have gone, or have no place: the next call must not wait for them again.
         """
-        now_ms = _now_ms()
+        now_ms = clock_ms()
         for seller in asked:
             if self._offers.get(seller, 0) < since_ms:
                 self.book.silent(seller, now_ms=now_ms)
@@ -193,7 +194,7 @@ class Scout:
         except WorldError as error:  # The next one to look asks again.
             log.warning("sellers could not be asked: %s", error)
             return
-        now_ms, asset = _now_ms(), node.settlement.asset
+        now_ms, asset = clock_ms(), node.settlement.asset
         # Each hears what the other asked for as well.
         found = {(who, what.capability): what for answer in answers for who, what in answer}
         self._told = told_of(list(found.values()))
@@ -253,7 +254,7 @@ class Scout:
 
     def _offered(self, thread: Thread) -> None:
         """Learn from an offer what is asked, and from the first one of a thread how far it is."""
-        terms, request, now_ms = thread.agreed_terms, thread.request, _now_ms()
+        terms, request, now_ms = thread.agreed_terms, thread.request, clock_ms()
         seller, work = thread.counterparty, terms.work
         free = work.settlement == FREE
         if free and self._refused(thread.deal):
@@ -306,7 +307,3 @@ def listed_rates(price: str, asset: Asset) -> dict[str, Any]:
     except ConfigurationError:  # Finer than the asset, or too large for it.
         return {}
     return {}
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
