@@ -66,8 +66,7 @@ class Leg:
     @property
     def agreed_units(self) -> int:
         """What its deals may cost or did."""
-        deals = self.call.bought if self.call is not None else ()
-        return sum(d.price_units if d.paid_units is None else d.paid_units for d in deals)
+        return sum(deal.cost_units for deal in self.call.bought) if self.call is not None else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,6 +142,11 @@ class Bought:
     decimals: int
 
     @property
+    def cost_units(self) -> int:
+        """What it costs at most: its price, unless more is known."""
+        return self.price_units if self.paid_units is None else self.paid_units
+
+    @property
     def price(self) -> str:
         """The highest price, for people."""
         return f"{units_to_text(self.price_units, self.decimals)} {self.symbol}"
@@ -490,14 +495,10 @@ class MarketCall:
         most = self._market.most_units
         if self._pick.most_units is not None:
             most = min(most, self._pick.most_units)
-        gone = sum(self._cost(deal) for deal in self._bought)
+        gone = sum(deal.cost_units for deal in self._bought)
         if most - gone < 1 and self._settlements != (FREE,):
             raise BudgetExhausted(limit="price of one prompt", asked_units=1, left_units=0)
         return most - gone
-
-    def _cost(self, bought: Bought) -> int:
-        """Return what a deal costs at most: its price, unless more is known."""
-        return bought.price_units if bought.paid_units is None else bought.paid_units
 
     def _check_length(self, text: str) -> None:
         length = len(self._shown) + len(self._thought) + len(text)
