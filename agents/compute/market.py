@@ -532,15 +532,15 @@ class MarketCall:
         duration_ms = (time.monotonic_ns() - self._begun_ns) // 1_000_000
         reason: DoneReason = "length"
         thinking = ""
-        if delivered is not None:
+        if delivered is None:
+            given, cached = guess_tokens(self._prompt), 0
+        else:
+            given = delivered.input_tokens
+            cached = min(delivered.cached_input_tokens, given)
             if delivered.finish != "length":
                 reason = "tool_calls" if delivered.tool_calls else "stop"
             if not self._thought or delivered.thinking.startswith(self._thought):
                 thinking = delivered.thinking[len(self._thought) :]
-        given, cached = guess_tokens(self._prompt), 0
-        if delivered is not None:
-            given = delivered.input_tokens
-            cached = min(delivered.cached_input_tokens, given)
         return BoughtChunk(
             text=rest,
             thinking=thinking,
@@ -602,7 +602,7 @@ class _Purchase:
         self._thread: Thread | None = None
         self._shown = False
         self._ended = False
-        self._order = order
+        self._input_max = input_tokens_max(order)
         # Whoever reads owns it, and takes it away in ``leave``.
         self._task = asyncio.create_task(self._buy(order, most_units))
 
@@ -632,7 +632,7 @@ class _Purchase:
 
     def result(self) -> Delivered:
         """Return what was delivered; raises what the purchase raised."""
-        return _believed(self._task.result().result, self._order)
+        return _believed(self._task.result().result, input_max=self._input_max)
 
     def bought(self) -> Bought | None:
         """Return the deal as far as it is known."""
@@ -689,7 +689,7 @@ class _Purchase:
                 max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
                 deliver_within=self._within_s,
                 model=order.model,
-                input_max=input_tokens_max(order),
+                input_max=self._input_max,
                 output_max=order.max_tokens,
                 features=features_of(order),
                 decide_after_ms=market.decide_after_ms,
@@ -710,12 +710,12 @@ class _Purchase:
         self._market.book.began(thread.counterparty, model, now_ms=now_ms)
 
 
-def _believed(made: Delivered, order: Inference) -> Delivered:
+def _believed(made: Delivered, *, input_max: int) -> Delivered:
     """Return an answer whose counts are what they can be: a token has a byte at least."""
     said = [made.text, made.thinking, *(call.model_dump_json() for call in made.tool_calls)]
     most = sum(len(text.encode("utf-8", "replace")) for text in said) + MARKS_MAX_TOKENS
     counts = {
-        "input_tokens": min(made.input_tokens, input_tokens_max(order)),
+        "input_tokens": min(made.input_tokens, input_max),
         "output_tokens": min(made.output_tokens, most),
     }
     return made.model_copy(update=counts)

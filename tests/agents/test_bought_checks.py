@@ -11,6 +11,7 @@ from coase.agents.compute.market import MarketCompute
 from coase.agents.compute.router import RouterCompute, Unreachable
 from coase.agents.compute.routing import HERE, Wish
 from coase.agents.compute.ways import Place
+from coase.agents.inference import input_tokens_max
 from coase.agents.wares import Called, Completion, Function, Inference
 
 ASKED = Inference(prompt="Why is the sky blue?")
@@ -45,10 +46,12 @@ def test_what_a_schema_binds_is_json_unless_it_was_cut_off() -> None:
 
 
 def test_a_seller_counts_no_more_tokens_than_there_can_be() -> None:
-    told = bought._believed(made("Short.", input_tokens=10**9, output_tokens=10**9), ASKED)
+    most = input_tokens_max(ASKED)
+    boast = made("Short.", input_tokens=10**9, output_tokens=10**9)
+    told = bought._believed(boast, input_max=most)
     assert told.output_tokens <= 6 + bought.MARKS_MAX_TOKENS
     assert told.input_tokens < 10_000
-    assert bought._believed(made(), ASKED) == made()
+    assert bought._believed(made(), input_max=most) == made()
 
 
 @pytest.mark.anyio
