@@ -600,8 +600,6 @@ class _Purchase:
         self._within_s = market.deliver_within_s + order.max_tokens // TOKENS_PER_S_MIN
         self._parts: asyncio.Queue[str | None] = asyncio.Queue()
         self._thread: Thread | None = None
-        self._shown = False
-        self._ended = False
         self._input_max = input_tokens_max(order)
         # Whoever reads owns it, and takes it away in ``leave``.
         self._task = asyncio.create_task(self._buy(order, most_units))
@@ -617,13 +615,12 @@ class _Purchase:
         :raises TimeoutError: if the seller is silent for too long
         """
         silence_s: float = DEAL_MAX_S + self._within_s
-        if self._shown:
+        if self.first_us:
             silence_s = self._market.stall_max_s
         async with asyncio.timeout(silence_s):
             part = await self._parts.get()
-        if not self._shown and part is not None:
+        if part is not None and not self.first_us:
             self.first_us = max(self.elapsed_us(), 1)
-        self._shown = True
         return part
 
     def elapsed_us(self) -> int:
@@ -662,10 +659,7 @@ class _Purchase:
         ask, now = buying.asks.get(thread.request_id), buying.desk.threads.get(thread.deal)
         if ask is not None and ask.outcome is not None and ask.outcome.deal == thread.deal:
             return ask.outcome.view.to_seller_units
-        return now.paid_units if now is not None and not self._running() else None
-
-    def _running(self) -> bool:
-        return not self._task.done()
+        return now.paid_units if now is not None and self._task.done() else None
 
     async def leave(self) -> None:
         """Wait for it no more. What was agreed goes its way without a reader."""
