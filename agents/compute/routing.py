@@ -15,7 +15,7 @@ million tokens times tokens, and units for a second times microseconds, both com
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
@@ -527,7 +527,9 @@ def _drawn(found: list[_Found], chance: int, why: str = "") -> list[Choice]:
         at, why = new[next(draws) % len(new)], "tried out: nobody knows it yet"
     order = [at, *(n for n in range(len(found)) if n != at)]
     chosen = found[at][1]
-    return [_with(found[n][1], why if n == at else _beside(found[n][1], chosen)) for n in order]
+    return [
+        replace(found[n][1], why=why if n == at else _beside(found[n][1], chosen)) for n in order
+    ]
 
 
 def _draws(chance: int) -> Iterator[int]:
@@ -554,13 +556,6 @@ def _beside(choice: Choice, chosen: Choice) -> str:
     if choice.total_units < chosen.total_units:
         return "as good"
     return ", ".join(words) or "as good"
-
-
-_CHOICE_FIELDS: Final = tuple(each.name for each in fields(Choice) if each.name != "why")
-
-
-def _with(choice: Choice, why: str) -> Choice:
-    return Choice(why=why, **{name: getattr(choice, name) for name in _CHOICE_FIELDS})
 
 
 def _company(ranking: list[Choice]) -> tuple[tuple[str, ...], int]:
