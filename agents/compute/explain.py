@@ -24,7 +24,7 @@ class Attempt:
     place: Place
     model: str
     outcome: str
-    """``answered``, ``went on`` or ``failed``; ``too late`` where another was quicker."""
+    """``answered`` or ``failed``; ``too late`` where another was quicker."""
     why: str = ""
     deal: str = ""
     first_ms: int | None = None
