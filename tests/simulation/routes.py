@@ -280,7 +280,6 @@ class _Play:
         self.world, self.policy = world, policy
         # One source for each kind of luck, so that what a policy does changes no other draw.
         self.births = random.Random(world.seed * 3 + 1)
-        self.luck = random.Random(world.seed * 3 + 2)
         self.names = itertools.count()
         self.here: dict[str, Seller] = {}
         self.events: list[tuple[float, int, str, object]] = []
