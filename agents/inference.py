@@ -22,7 +22,7 @@ from coase.protocol.errors import ComputeFailed
 
 from .agent import Agent
 from .bargain import SellerBargain
-from .compute.gate import BYTES_PER_TOKEN
+from .compute.gate import BYTES_PER_TOKEN, LOAD_GUESS_BYTES_PER_MS
 from .compute.ports import (
     DIMENSIONS_MAX,
     SAMPLING_PERMILLE,
@@ -58,7 +58,6 @@ READ_SHARE: Final = 5
 PROBE: Final = Prompt.ask("Count from one to ten in words.", max_tokens=24)
 PERMILLE: Final = 1_000
 NS_PER_MS: Final = 1_000_000
-LOAD_GUESS_BYTES_PER_MS: Final = 500_000  # A laptop's SSD reads 0.5 GB a second.
 # Models cut a picture into so many patches at most; what it takes is seldom half of it.
 IMAGE_TOKENS_MAX: Final = 4_096
 _THINKING: Final[dict[str, Thinking]] = {
@@ -107,9 +106,13 @@ class Stock:
         """The models that make embeddings, the default first."""
         return tuple(info.name for info in self.models if "embedding" in info.capabilities)
 
+    def named(self, model: str) -> ModelInfo | None:
+        """Return what is known of a model; None if it is not here."""
+        return next((info for info in self.models if info.name == model), None)
+
     def can(self, needs: Sequence[Capability], model: str) -> bool:
         """Return whether a model is able to do all of this; True where it is not known."""
-        info = next((info for info in self.models if info.name == model), None)
+        info = self.named(model)
         return info is None or all(need in info.capabilities for need in needs)
 
     @property
@@ -198,7 +201,7 @@ class Stock:
         return turns * own_us // 1_000 + self.loads_ms(model)
 
     def _find(self, model: str) -> ModelInfo | None:
-        return next((info for info in self.models if not model or info.name == model), None)
+        return self.named(model) if model else next(iter(self.models), None)
 
 
 def _needed(request: Request) -> tuple[Capability, ...]:
@@ -242,7 +245,7 @@ class InferenceBargain(SellerBargain):
 
     def traits(self, model: str) -> str:
         """Return what a model is and can, for those who ask what is sold."""
-        info = next((info for info in self._stock.models if info.name == model), None)
+        info = self._stock.named(model)
         return traits_of(info) if info is not None else ""
 
     def _asked(self, request: Request, load: int) -> Tariff:

@@ -26,6 +26,7 @@ NEXT_CHUNK_MAX_S: Final = 30
 READ_GUESS_US: Final = 2_000
 WRITE_GUESS_US: Final = 10_000
 READ_MEASURED_MIN_TOKENS: Final = 16  # Fewer say more about the first token than of reading.
+LOAD_GUESS_BYTES_PER_MS: Final = 500_000  # A laptop's SSD reads 0.5 GB a second.
 BYTES_PER_TOKEN: Final = 4  # English under the usual byte-pair encodings.
 TOKENS_PER_MESSAGE: Final = 5  # Role names and separators of the usual chat templates.
 TOKENS_PER_IMAGE: Final = 1_000  # Models differ: from 64 to some thousands.

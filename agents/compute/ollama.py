@@ -14,7 +14,7 @@ import ollama
 import pydantic
 
 from .calls import call_in, call_schema, described, forced, linked
-from .gate import Gate, Limits, guess_tokens
+from .gate import LOAD_GUESS_BYTES_PER_MS, Gate, Limits, guess_tokens
 from .ports import (
     Capability,
     Chunk,
@@ -44,7 +44,6 @@ HOST_DEFAULT: Final = "http://127.0.0.1:11434"
 CONNECT_MAX_S: Final = 5
 ASK_MAX_S: Final = 10
 MODELS_SHOWN_MAX: Final = 32  # Each costs a request for its context size.
-LOAD_GUESS_BYTES_PER_MS: Final = 500_000  # A laptop's SSD reads 0.5 GB a second.
 ERROR_SHOWN_MAX_CHARS: Final = 300
 _NS_PER_MS: Final = 1_000_000
 _CAPABILITIES: Final[tuple[Capability, ...]] = (
