@@ -111,10 +111,9 @@ class LlamaCppCompute(Compute):
         """Return its one model, read from the file; starts nothing."""
         path = self._settings.model
         try:
-            size_bytes = path.stat().st_size
+            stat = path.stat()
             digest = await anyio.to_thread.run_sync(digest_of, path)
             facts = await anyio.to_thread.run_sync(facts_of, path)
-            modified_s = int(path.stat().st_mtime)
         except OSError as error:
             raise _no_model(self._settings, str(error)) from error
         return [
@@ -124,12 +123,12 @@ class LlamaCppCompute(Compute):
                 quantisation=_quantisation(path.stem),
                 context_tokens=self._settings.context_tokens,
                 loaded=self.pid is not None,
-                size_bytes=size_bytes,
+                size_bytes=stat.st_size,
                 capabilities=facts.capabilities,
                 family=facts.architecture,
                 parameter_count=facts.parameter_count,
                 embedding_length=facts.embedding_length,
-                modified_s=modified_s,
+                modified_s=int(stat.st_mtime),
             )
         ]
 

@@ -211,6 +211,8 @@ class Scout:
             self.book.drop(seller, name)
         rates = listed_rates(description.price, asset)
         traits = dict(zip(description.models, description.traits, strict=False))
+        place = self.place_of(seller)
+        asked = rates if place is Place.MARKET else _FREE
         for name in names:
             way = self.book.way(seller, name)
             # Who does not tell a price, and has made no offer, is taken to ask the most.
@@ -225,11 +227,10 @@ class Scout:
                     first_us=DEAL_GUESS_US,
                 )
             )
-            asked = rates if self.place_of(seller) is Place.MARKET else _FREE
             told = info_of(name, traits.get(name, ""))
             listing = replace(
                 known,
-                place=self.place_of(seller),
+                place=place,
                 quantisation=told.quantisation,
                 context_tokens=told.context_tokens,
                 # Who tells nothing may be able to do all of it.
