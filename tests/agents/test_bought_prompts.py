@@ -56,16 +56,20 @@ async def place(tmp_path: Path) -> AsyncIterator[Market]:
         await running.rest()
 
 
-async def honest(price: str = "0.02") -> Agent:
-    engine = EchoCompute()
+def seller_of(name: str, *models: ModelInfo, price: str = "0.01") -> Agent:
+    """Return a seller of what an echo writes, which says that it has these models."""
     return inference_agent(
-        "honest",
+        name,
         price=Price.per_task(price),
-        compute=engine,
-        stock=Stock(await engine.models()),
+        compute=EchoCompute(),
+        stock=Stock([*models]),
         strategy="fixed",
         windows=PATIENT,
     )
+
+
+async def honest() -> Agent:
+    return seller_of("honest", *await EchoCompute().models(), price="0.02")
 
 
 async def read(compute: MarketCompute, prompt: Prompt) -> list[Chunk]:
@@ -89,14 +93,7 @@ async def test_vectors_that_do_not_fit_are_bought_of_the_next_seller(place: Mark
 
 
 async def test_vectors_of_which_nobody_makes_any_are_not_bought(place: Market) -> None:
-    engine = EchoCompute()
-    writer = inference_agent(
-        "writer",
-        price=Price.per_task("0.02"),
-        compute=engine,
-        stock=Stock([ModelInfo(name="echo")]),
-        windows=PATIENT,
-    )
+    writer = seller_of("writer", ModelInfo(name="echo"), price="0.02")
     poor = Agent("poor", budget="0.001")
     await place.join(writer, poor, Agent("rich"))
     assert [offering.name for offering in writer.offerings.values()] == ["inference"]
@@ -109,15 +106,7 @@ async def test_vectors_of_which_nobody_makes_any_are_not_bought(place: Market) -
 
 
 async def test_nobody_bids_for_what_its_model_cannot_do(place: Market) -> None:
-    engine = EchoCompute()
-    plain = inference_agent(
-        "plain",
-        price=Price.per_task("0.01"),
-        compute=engine,
-        stock=Stock([ModelInfo(name="echo")]),
-        strategy="fixed",
-        windows=PATIENT,
-    )
+    plain = seller_of("plain", ModelInfo(name="echo"))
     buyer = Agent("buyer", budget="0.1")
     await place.join(plain, buyer)
     compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50, reply_within_ms=200)
@@ -139,13 +128,7 @@ async def test_nobody_bids_for_what_its_model_cannot_do(place: Market) -> None:
 
 async def test_who_only_makes_vectors_writes_nothing(place: Market) -> None:
     (info,) = await EchoCompute().models()
-    maker = inference_agent(
-        "maker",
-        price=Price.per_task("0.01"),
-        compute=EchoCompute(),
-        stock=Stock([replace(info, capabilities=("embedding",))]),
-        windows=PATIENT,
-    )
+    maker = seller_of("maker", replace(info, capabilities=("embedding",)))
     buyer = Agent("buyer", budget="0.1")
     await place.join(maker, buyer)
     compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50, reply_within_ms=200)
@@ -157,14 +140,7 @@ async def test_who_only_makes_vectors_writes_nothing(place: Market) -> None:
 
 async def test_texts_have_the_context_each_for_itself(place: Market) -> None:
     (info,) = await EchoCompute().models()
-    small = inference_agent(
-        "small",
-        price=Price.per_task("0.01"),
-        compute=EchoCompute(),
-        stock=Stock([replace(info, context_tokens=64)]),
-        strategy="fixed",
-        windows=PATIENT,
-    )
+    small = seller_of("small", replace(info, context_tokens=64))
     buyer = Agent("buyer", budget="0.1")
     await place.join(small, buyer)
     compute = MarketCompute(buyer, max_price="0.05", decide_after_ms=50)
@@ -179,13 +155,7 @@ async def test_models_are_listed_as_their_sellers_describe_them(place: Market) -
     told = replace(info, digest="", loaded=None, parameter_count=7, quantisation="Q4_1")
     writer = replace(told, name="writer", capabilities=("completion", "tools"), family="llama")
     maker = replace(told, name="maker", capabilities=("embedding",))
-    seller = inference_agent(
-        "seller",
-        price=Price.per_task("0.01"),
-        compute=EchoCompute(),
-        stock=Stock([writer, maker]),
-        windows=PATIENT,
-    )
+    seller = seller_of("seller", writer, maker)
     silent, buyer = Agent("silent"), Agent("buyer")
 
     @silent.offers("inference", price=Price.per_task("0.01"), model="plain", windows=PATIENT)
