@@ -161,9 +161,10 @@ class OpenAICompute(Compute):
         """
         url = path if path.startswith("http") else self._base_url + path
         try:
-            response = await self._client.request(
+            request = self._client.build_request(
                 method, url, json=body, headers=self._headers, timeout=ASK_MAX_S
             )
+            response = await self._sent(request)
         except httpx.HTTPError as error:
             raise self._away(error) from error
         if response.status_code != httpx.codes.OK:
@@ -201,22 +202,26 @@ class OpenAICompute(Compute):
 
     @asynccontextmanager
     async def _posted(self, path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
-        """Yield the response, whose content is yet to be read.
-
-        A server may let go of a kept connection at the moment when we take it; then there is no
-        answer at all, and the request is sent once more.
-        """
+        """Yield the response, whose content is yet to be read."""
         request = self._client.build_request(
             "POST", self._base_url + path, json=body, headers=self._headers
         )
-        try:
-            response = await self._client.send(request, stream=True)
-        except (httpx.RemoteProtocolError, httpx.ReadError):
-            response = await self._client.send(request, stream=True)
+        response = await self._sent(request, stream=True)
         try:
             yield response
         finally:
             await response.aclose()
+
+    async def _sent(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        """Return the response to a request.
+
+        A server may let go of a kept connection at the moment when we take it; then there is no
+        answer at all, and the request is sent once more.
+        """
+        try:
+            return await self._client.send(request, stream=stream)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            return await self._client.send(request, stream=stream)
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
         lines = _lines(response.aiter_bytes())
