@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,12 +14,14 @@ from coase.escrow.ports import MemoryTxStore
 from coase.protocol.backends.nats import NatsTransport
 from coase.protocol.backends.nats_config import NatsConfig, Tls
 
-from .backends.sqlite import SqliteJournal, SqliteTxStore
+from .backends.sqlite import SqliteJournal, SqliteTxStore, StateDirectory
 from .caution import check_token, connect_options
 from .pace import pace_of
 from .passphrase import find_passphrase
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from coase.escrow.ports import Settlement, TxStore
 
     from .config import Network
@@ -100,6 +103,34 @@ def unlock_keys(network: Network, directory: Path) -> KeyRing:
     :raises ConfigurationError: if the keystore cannot be opened; says what to do
     """
     return open_keyring(directory, passphrase=find_passphrase(directory, local=is_local(network)))
+
+
+@asynccontextmanager
+async def instead_of_node(
+    network: Network, directory: Path
+) -> AsyncIterator[tuple[SqliteJournal, KeyRing, EvmSettlement]]:
+    """Yield journal, keys and chain of a node that does not run, to act with its keys.
+
+    Nobody else holds ``directory`` meanwhile, and its journal keeps what is sent.
+
+    :raises ConfigurationError: if another process holds it, or the keystore cannot be opened
+
+    Raises what ``open_settlement`` raises.
+    """
+    held = StateDirectory(directory)
+    try:
+        journal = SqliteJournal(directory / "journal.sqlite")
+        try:
+            keys = unlock_keys(network, directory)
+            settlement = await open_settlement(network, journal)
+            try:
+                yield journal, keys, settlement
+            finally:
+                await settlement.close()
+        finally:
+            await journal.close()
+    finally:
+        held.release()
 
 
 def is_local(network: Network) -> bool:

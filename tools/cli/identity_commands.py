@@ -210,6 +210,7 @@ async def _link(
 ) -> dict[str, Any]:
     from coase.agents.config import load_network
     from coase.agents.profile import LINK_LIFE_S, Directory, Registrar
+    from coase.agents.wiring import unlock_keys
     from coase.agents.withdrawal import checked_address, identity_in
 
     network = load_network()
@@ -232,7 +233,7 @@ async def _link(
             )
         elif theirs is not None:
             await _require_coin(settlement, network, key.address)
-            ring = _unlocked(network, theirs[0])
+            ring = unlock_keys(network, theirs[0].path)
             other = identity_in(ring, theirs[0].path, target)
             record = await registrar.link(record, key, other, now_s=now_s)
         elif record.wallet != target:
@@ -344,8 +345,7 @@ async def _signing(
 
     :raises ConfigurationError: if it runs
     """
-    from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
-    from coase.agents.wiring import open_settlement
+    from coase.agents.wiring import instead_of_node
     from coase.agents.withdrawal import identity_in
 
     from .journals import held_by
@@ -356,26 +356,9 @@ async def _signing(
             f"this agent runs ({holder}, {place.path}), and nobody else may use its key: stop it"
             " first"
         )
-    directory = StateDirectory(place.path)
-    try:
-        journal = SqliteJournal(place.path / "journal.sqlite")
-        try:
-            key = identity_in(_unlocked(network, place), place.path, address)
-            settlement = await open_settlement(network, journal)
-            try:
-                yield settlement, await _registries(network, settlement), key
-            finally:
-                await settlement.close()
-        finally:
-            await journal.close()
-    finally:
-        directory.release()
-
-
-def _unlocked(network: Network, place: Place) -> Any:
-    from coase.agents.wiring import unlock_keys
-
-    return unlock_keys(network, place.path)
+    async with instead_of_node(network, place.path) as (_, keys, settlement):
+        key = identity_in(keys, place.path, address)
+        yield settlement, await _registries(network, settlement), key
 
 
 async def _registries(network: Network, settlement: EvmSettlement) -> Registries:

@@ -135,36 +135,21 @@ def _unfinished(place: Place) -> list[TakeBack]:
 
 async def _alone(network: Network, path: Path, orders: list[TakeBack]) -> list[str]:
     """Make one pass without a node, and return what was refused."""
-    from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
     from coase.agents.takeback import TakeBacks
-    from coase.agents.wiring import open_settlement, unlock_keys
+    from coase.agents.wiring import instead_of_node
     from coase.agents.withdrawal import identity_in
     from coase.escrow.backends.evm.channels import EvmChannels
 
-    directory = StateDirectory(path)
-    try:
-        journal = SqliteJournal(path / "journal.sqlite")
-        try:
-            keys = unlock_keys(network, path)
-            settlement = await open_settlement(network, journal)
-            try:
-                takebacks = TakeBacks(
-                    settlement,
-                    await EvmChannels.beside(settlement, contract=network.channels),
-                    journal,
-                    identity_of=lambda owner: identity_in(keys, path, owner),
-                    now_ms=lambda: time.time_ns() // 1_000_000,
-                    first=network.from_block,
-                )
-                return [
-                    line for order in orders for line in (await takebacks.perform(order)).refused
-                ]
-            finally:
-                await settlement.close()
-        finally:
-            await journal.close()
-    finally:
-        directory.release()
+    async with instead_of_node(network, path) as (journal, keys, settlement):
+        takebacks = TakeBacks(
+            settlement,
+            await EvmChannels.beside(settlement, contract=network.channels),
+            journal,
+            identity_of=lambda owner: identity_in(keys, path, owner),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            first=network.from_block,
+        )
+        return [line for order in orders for line in (await takebacks.perform(order)).refused]
 
 
 async def _by_node(path: Path, order: TakeBack, holder: str) -> None:

@@ -272,34 +272,21 @@ def _confirm(document: dict[str, Any], *, yes: bool) -> None:
 
 async def _pay(network: Network, place: Path, order: Order) -> Outcome:
     """Pay with the node that runs, or without one."""
-    from coase.agents.backends.sqlite import SqliteJournal, StateDirectory
-    from coase.agents.wiring import open_settlement, unlock_keys
+    from coase.agents.wiring import instead_of_node
     from coase.agents.withdrawal import Withdrawals, identity_in
 
     from .journals import held_by
 
     if holder := held_by(place):
         return await _by_node(place, order, holder)
-    directory = StateDirectory(place)
-    try:
-        journal = SqliteJournal(place / "journal.sqlite")
-        try:
-            keys = unlock_keys(network, place)
-            settlement = await open_settlement(network, journal)
-            try:
-                withdrawals = Withdrawals(
-                    settlement,
-                    journal,
-                    identity_of=lambda owner: identity_in(keys, place, owner),
-                    now_ms=lambda: time.time_ns() // 1_000_000,
-                )
-                return await withdrawals.perform(order)
-            finally:
-                await settlement.close()
-        finally:
-            await journal.close()
-    finally:
-        directory.release()
+    async with instead_of_node(network, place) as (journal, keys, settlement):
+        withdrawals = Withdrawals(
+            settlement,
+            journal,
+            identity_of=lambda owner: identity_in(keys, place, owner),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        return await withdrawals.perform(order)
 
 
 async def _by_node(place: Path, order: Order, holder: str) -> Outcome:
