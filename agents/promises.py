@@ -125,9 +125,6 @@ class KeptChannel:
                 # Its own voucher came after one with a higher total, which brought this, too.
                 self._pay(record.at_ms, UNNAMED, -units, self.signed_units - units)
                 self._pay(record.at_ms, deal, units, self.signed_units)
-            case VoucherBooked(deal, units):
-                self._pay(record.at_ms, UNNAMED, -units, self.signed_units)
-                self._pay(record.at_ms, deal, units, self.signed_units)
             case VoucherPromised(deal, units, total):
                 self._pay(record.at_ms, deal, units, total)
                 self.signed_units = total

@@ -24,7 +24,7 @@ from coase.protocol.errors import ChainUnavailable
 from coase.protocol.identity import keccak256
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from coase.escrow.feedback import AgentRecord, FeedbackEntry
     from coase.escrow.ports import Registries
@@ -167,9 +167,3 @@ def _word(entry: FeedbackEntry, one: Counted | Flaw, weights: dict[int, int]) ->
     if id(one) not in weights:
         return Word(entry, None, Flaw.USED_BEFORE)
     return Word(entry, one, None, weights[id(one)])
-
-
-def groups_told(words: Sequence[Word], known: Collection[AgentId]) -> tuple[int, int]:
-    """Return the weight of those whom the reader knows, and that of all strangers together."""
-    near = sum(word.weight for word in words if word.entry.client in known)
-    return near, sum(word.weight for word in words) - near
