@@ -234,7 +234,7 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
             raise Wrong(400, why, param=where)
         found.append(tool_of(entry, schema="input_schema", where=where))
     tools = tuple(found)
-    choice = held_in(dict(fields.body), "tool_choice")
+    choice = held_in(fields.body, "tool_choice")
     if choice.get("disable_parallel_tool_use"):
         fields.ignored.append("disable_parallel_tool_use")
     match choice.get("type", "auto"):
@@ -250,8 +250,8 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
 
 
 def _thinking(fields: Fields) -> Thinking:
-    given = held_in(dict(fields.body), "thinking").get("type")
-    effort = held_in(dict(fields.body), "output_config").get("effort")
+    given = held_in(fields.body, "thinking").get("type")
+    effort = held_in(fields.body, "output_config").get("effort")
     match given:
         case "disabled":
             return False
@@ -264,7 +264,7 @@ def _thinking(fields: Fields) -> Thinking:
 
 def _schema(fields: Fields) -> dict[str, Any] | None:
     """Return the schema of the answer, under its present name or that of before."""
-    body = dict(fields.body)
+    body = fields.body
     form = held_in(held_in(body, "output_config"), "format") or held_in(body, "output_format")
     if not form:
         return None

@@ -38,7 +38,7 @@ from coase.agents.compute.ports import (
     Usage,
     read_json,
 )
-from coase.agents.compute.router import ModelUnknown, RouterCompute
+from coase.agents.compute.router import Listed, ModelUnknown, RouterCompute
 from coase.agents.compute.routing import Wish
 from coase.agents.compute.ways import Place
 from coase.protocol.errors import BudgetExhausted, CoaseError
@@ -297,7 +297,6 @@ class Answer:
     rest: AsyncGenerator[Chunk, None]
     ignored: list[str]
     begun_ns: int
-    last: Chunk | None = None
     _latest: Chunk | None = None
 
     async def chunks(self) -> AsyncIterator[Chunk]:
@@ -308,8 +307,6 @@ class Answer:
             async for chunk in self.rest:
                 self._latest = chunk
                 yield chunk
-                if chunk.done:
-                    self.last = chunk
 
     @property
     def usage(self) -> Usage:
@@ -464,6 +461,18 @@ async def embedded(request: Request, texts: Sequence[str], name: str) -> Embeddi
         call.used(made.usage)
         call.outcome = "done"
     return made
+
+
+async def listed(request: Request) -> list[Listed]:
+    """Return all models that can be asked for.
+
+    :raises Wrong: if that cannot be told
+    """
+    router: RouterCompute = request.app.state.router
+    try:
+        return await router.listed()
+    except CoaseError as error:
+        raise wrong(error) from error
 
 
 async def able(request: Request, name: str, what: Capability) -> bool:

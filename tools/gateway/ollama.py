@@ -18,7 +18,6 @@ from coase.agents.compute.ports import (
     TOP_K_MAX,
     Chunk,
     Image,
-    Logprob,
     Message,
     Prompt,
     Role,
@@ -34,6 +33,7 @@ from .common import (
     begin,
     body_of,
     embedded,
+    listed,
     role_in,
     text_of,
     turns_of,
@@ -41,13 +41,12 @@ from .common import (
     wrong,
 )
 from .parts import (
-    called,
+    calls_of,
     dimensions_of,
-    entries,
     functions_of,
-    held_in,
     level,
     picture,
+    scored_token,
     shortened,
     texts_of,
     with_ids,
@@ -81,7 +80,7 @@ async def version(request: Request) -> Response:
 
 async def tags(request: Request) -> Response:
     """Answer ``GET /api/tags``."""
-    models = [{**_entry(entry), "modified_at": _changed(entry)} for entry in await _listed(request)]
+    models = [{**_entry(entry), "modified_at": _changed(entry)} for entry in await listed(request)]
     return JSONResponse({"models": models})
 
 
@@ -95,7 +94,7 @@ async def ps(request: Request) -> Response:
             "size_vram": 0,
             "context_length": entry.info.context_tokens,
         }
-        for entry in await _listed(request)
+        for entry in await listed(request)
         if entry.made == "local" and entry.info.loaded is not False
     ]
     return JSONResponse({"models": found})
@@ -157,14 +156,6 @@ def _changed(entry: Listed) -> str:
     if not entry.info.modified_s:
         return _EPOCH
     return datetime.fromtimestamp(entry.info.modified_s, UTC).isoformat().replace("+00:00", "Z")
-
-
-async def _listed(request: Request) -> list[Listed]:
-    router: RouterCompute = request.app.state.router
-    try:
-        return await router.listed()
-    except CoaseError as error:
-        raise wrong(error) from error
 
 
 def _details(entry: Listed) -> dict[str, Any]:
@@ -251,17 +242,12 @@ async def embeddings(request: Request) -> Response:
 
 def _turn(entry: dict[str, Any], where: str) -> Message:
     fields = Fields(entry)
-    calls = [held_in(call, "function") for _, call in entries(fields, "tool_calls")]
-    ids = [call.get("id") for _, call in entries(fields, "tool_calls")]
     return Message(
         cast("Role", role_in(entry, ROLES, where=where)),
         text_of(entry.get("content"), where=where),
         images=_images(fields, "images", where=where),
         thinking=fields.text("thinking", ""),
-        tool_calls=tuple(
-            called(call.get("name"), call.get("arguments"), id_=id_, where=where)
-            for id_, call in zip(ids, calls, strict=True)
-        ),
+        tool_calls=calls_of(fields, where=where),
         tool_call_id=fields.text("tool_call_id", ""),
         tool_name=fields.text("tool_name", ""),
     )
@@ -388,17 +374,12 @@ def _part(name: str, chunk: Chunk, shape: Shape) -> dict[str, Any]:
         found["done_reason"] = "length" if chunk.done_reason == "length" else "stop"
     if chunk.logprobs:
         found["logprobs"] = [
-            {**_logprob(entry), "top_logprobs": [_logprob(other) for other in entry.top]}
+            {**scored_token(entry), "top_logprobs": [scored_token(other) for other in entry.top]}
             if entry.top
-            else _logprob(entry)
+            else scored_token(entry)
             for entry in chunk.logprobs
         ]
     return found
-
-
-def _logprob(entry: Logprob) -> dict[str, Any]:
-    encoded = list(entry.token.encode("utf-8", "surrogatepass"))
-    return {"token": entry.token, "logprob": entry.logprob, "bytes": encoded}
 
 
 def _metrics(answer: Answer) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from .common import (
     blocks_of,
     body_of,
     embedded,
+    listed,
     new_id,
     not_taken,
     role_in,
@@ -50,15 +51,15 @@ from .common import (
     wrong,
 )
 from .parts import (
-    called,
+    calls_of,
     chosen,
     dimensions_of,
-    entries,
     functions_of,
     held_in,
     level,
     picture_at,
     schema_of,
+    scored_token,
     shortened,
     texts_of,
     with_ids,
@@ -97,7 +98,7 @@ def error_body(error: Wrong) -> dict[str, Any]:
 
 async def models(request: Request) -> Response:
     """Answer ``GET /v1/models``, for clients of Anthropic too."""
-    entries = [_model(entry) for entry in await _listed(request)]
+    entries = [_model(entry) for entry in await listed(request)]
     ids = [entry["id"] for entry in entries]
     return JSONResponse(
         {
@@ -120,14 +121,6 @@ async def model(request: Request) -> Response:
     if entry is None:
         raise Wrong(404, "this is no model's name", param="model")
     return JSONResponse(_model(entry))
-
-
-async def _listed(request: Request) -> list[Listed]:
-    router: RouterCompute = request.app.state.router
-    try:
-        return await router.listed()
-    except CoaseError as error:
-        raise wrong(error) from error
 
 
 def _model(entry: Listed) -> dict[str, Any]:
@@ -231,21 +224,13 @@ def _message(entry: dict[str, Any], where: str) -> Message:
             case _:
                 raise not_taken(part, where=where)
     fields = Fields(entry)
-    calls = [
-        called(
-            held_in(call, "function").get("name"),
-            held_in(call, "function").get("arguments"),
-            id_=call.get("id"),
-            where=where,
-        )
-        for _, call in entries(fields, "tool_calls")
-    ]
+    calls = calls_of(fields, where=where)
     return Message(
         cast("Role", "system" if role == "developer" else role),
         "".join(texts),
         images=tuple(images),
         thinking=fields.text("reasoning_content", ""),
-        tool_calls=tuple(calls),
+        tool_calls=calls,
         tool_call_id=fields.text("tool_call_id", ""),
         tool_name=fields.text("name", "") if role == "tool" else "",
     )
@@ -266,7 +251,7 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
 
 async def _thinking(request: Request, fields: Fields, model: str) -> Thinking:
     """Return how hard to think; for a model that does not, the word is a hint that is ignored."""
-    given = held_in(dict(fields.body), "reasoning").get("effort")
+    given = held_in(fields.body, "reasoning").get("effort")
     wanted = level(fields.body.get("reasoning_effort") or given, name="reasoning_effort")
     if wanted and not await able(request, model, "thinking"):
         fields.ignored.append("reasoning_effort")
@@ -350,7 +335,7 @@ class _Chat:
     def logprobs(self, scored: tuple[Logprob, ...]) -> dict[str, Any]:
         """Return log-probabilities."""
         content = [
-            {**_scored(entry), "top_logprobs": [_scored(other) for other in entry.top]}
+            {**scored_token(entry), "top_logprobs": [scored_token(other) for other in entry.top]}
             for entry in scored
         ]
         return {"content": content, "refusal": None}
@@ -399,11 +384,6 @@ def _calls(calls: tuple[ToolCall, ...], *, begin: int | None = None) -> list[dic
         entry = {"id": id_, "type": "function", "function": function}
         found.append(entry if begin is None else {"index": begin + at, **entry})
     return found
-
-
-def _scored(entry: Logprob) -> dict[str, Any]:
-    encoded = list(entry.token.encode("utf-8", "surrogatepass"))
-    return {"token": entry.token, "logprob": entry.logprob, "bytes": encoded}
 
 
 async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: _Chat) -> Response:

@@ -12,9 +12,9 @@ from coase.agents.compute.ports import IMAGE_SIZE_MAX_BYTES, Image, Tool, ToolCa
 from .common import Fields, Wrong, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from coase.agents.compute.ports import Thinking
+    from coase.agents.compute.ports import Logprob, Thinking
 
 _LEVELS: Final[dict[str, Thinking]] = {
     "none": False,
@@ -110,7 +110,7 @@ def entries(fields: Fields, name: str) -> list[tuple[int, dict[str, Any]]]:
     return list(enumerate(value))
 
 
-def held_in(entry: dict[str, Any], name: str) -> dict[str, Any]:
+def held_in(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the object under ``name``, an empty one where there is none."""
     held = entry.get(name)
     return held if isinstance(held, dict) else {}
@@ -138,9 +138,27 @@ def called(name: Any, arguments: Any, *, id_: Any, where: str) -> ToolCall:
     return ToolCall(name=name, arguments=text, id=id_ if isinstance(id_, str) else "")
 
 
+def calls_of(fields: Fields, *, where: str) -> tuple[ToolCall, ...]:
+    """Return the calls of a message in the shape that OpenAI and Ollama share.
+
+    :raises Wrong: if one of them has no name
+    """
+    return tuple(
+        called(function.get("name"), function.get("arguments"), id_=call.get("id"), where=where)
+        for _, call in entries(fields, "tool_calls")
+        for function in (held_in(call, "function"),)
+    )
+
+
 def with_ids(calls: Iterable[ToolCall]) -> list[tuple[str, ToolCall]]:
     """Return calls with an id each: the engine's own if it gave one."""
     return [(call.id or new_id("call_"), call) for call in calls]
+
+
+def scored_token(entry: Logprob) -> dict[str, Any]:
+    """Return a token and how likely it was, as OpenAI and Ollama say it."""
+    encoded = list(entry.token.encode("utf-8", "surrogatepass"))
+    return {"token": entry.token, "logprob": entry.logprob, "bytes": encoded}
 
 
 def level(value: Any, *, name: str) -> Thinking:
