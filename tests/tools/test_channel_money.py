@@ -4,15 +4,13 @@ chain, and over differences planted in journal and chain: every one must be name
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from coase.agents import Agent
 from coase.agents.audit import Report, audit, compare
@@ -29,19 +27,17 @@ from coase.escrow.ports import MemoryTxStore
 from coase.escrow.stake import Deposit, Unbond
 from coase.escrow.voucher import AskWithdrawal, ChannelConfig, Fund
 from coase.protocol.identity import Identity, keccak256
-from tests.agents.realmarket import FUNDS, RealMarket, buy, real_market, scribe
-from tests.tools.commands import Home
+from tests.agents.realmarket import FUNDS, RealMarket, buy, scribe
+from tests.tools import books
+from tests.tools.books import alter, copied, lines, open_world, without_deal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from anyio.from_thread import BlockingPortal
-
     from coase.agents.node import Node
     from coase.escrow.accounts import BuyerChannel
     from coase.escrow.backends.evm.moves import ChainFacts
-    from coase.escrow.backends.evm.settlement import EvmSettlement
     from coase.escrow.voucher import ChannelView
 
 pytestmark = pytest.mark.xdist_group("channel-money")
@@ -53,21 +49,12 @@ DELAY_S = 900
 
 
 @dataclass(slots=True)
-class World:
-    """A market in a thread of its own, and the user to whom its nodes belong."""
-
-    home: Home
-    market: RealMarket
-    portal: BlockingPortal
-    settlement: EvmSettlement
-    addresses: dict[str, str] = field(default_factory=dict)
+class World(books.World):
+    """The same with channels and stakes."""
 
     @property
     def reach(self) -> Reach:
         return Reach.of(self.market.network)
-
-    def keys(self) -> dict[str, Any]:
-        return {key["name"] or key["address"]: key for key in self.home.json("wallet")["keys"]}
 
     def audit(self, place: Path) -> Report:
         return self.portal.call(partial(audit, self.settlement, [place], reach=self.reach))
@@ -125,17 +112,8 @@ async def _deals(market: RealMarket, node: Node) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    home = Home(tmp_path_factory.mktemp("channels") / "home")
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(real_market(home.path)) as market,
-    ):
-        settlement = portal.call(view_settlement, market.network)
-        world = World(home, market, portal, settlement)
-        with portal.wrap_async_context_manager(market.node("swarm")) as node:
-            world.addresses = portal.call(_deals, market, node)
+    with open_world(World, tmp_path_factory.mktemp("channels") / "home", _deals) as world:
         yield world
-        portal.call(settlement.close)
 
 
 def position(key: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -209,13 +187,13 @@ BUYERS = (
 
 def with_field(kind: str, path: str, value: str) -> str:
     """SQL that changes one field of records of one kind."""
-    changed = f"CAST(json_set(CAST(data AS TEXT), '$.{path}', {value}) AS BLOB)"
+    changed = books.with_field("data", path, value)
     return f"UPDATE records SET data = {changed} WHERE {kind}"  # noqa: S608
 
 
 def in_summaries(name: str, value: int) -> str:
     """SQL that changes one field of the deals that were paid by voucher."""
-    changed = f"CAST(json_set(CAST(summary AS TEXT), '$.{name}', {value}) AS BLOB)"
+    changed = books.with_field("summary", name, str(value))
     return f"UPDATE closed SET summary = {changed} WHERE {PAID_BY_VOUCHER}"  # noqa: S608
 
 
@@ -225,10 +203,7 @@ PLANTED = {
         "journal: the deal says that 0.02 COASE were paid, and the vouchers booked to it make 0",
     ),
     "a deal that is gone": (
-        [
-            f"DELETE FROM records WHERE deal = {ONE_DEAL}",  # noqa: S608
-            f"DELETE FROM closed WHERE deal = {ONE_DEAL}",  # noqa: S608
-        ],
+        without_deal(ONE_DEAL),
         "journal: vouchers over 0.02 COASE pay for a deal that the journal does not know",
     ),
     "a voucher above the deposit": (
@@ -286,24 +261,13 @@ PLANTED = {
 
 @pytest.fixture
 def copy(world: World, tmp_path: Path) -> Path:
-    """A copy of the node's directory, for a hand to reach into."""
-    path = tmp_path / "swarm"
-    shutil.copytree(world.market.place("swarm"), path)
-    return path
-
-
-def lines(report: Report) -> list[str]:
-    return [f"{found.where}: {found.what}" for found in report.differences]
+    return copied(world, tmp_path)
 
 
 @pytest.mark.parametrize("case", PLANTED)
 def test_a_difference_planted_in_the_journal_is_named(world: World, copy: Path, case: str) -> None:
     statements, said = PLANTED[case]
-    connection = sqlite3.connect(copy / "journal.sqlite")
-    for statement in statements:
-        assert connection.execute(statement).rowcount
-    connection.commit()
-    connection.close()
+    alter(copy, *statements)
     found = lines(world.audit(copy))
     assert any(said in line for line in found), found
 
@@ -533,7 +497,7 @@ BREAKS: tuple[dict[str, Any], ...] = ({"save": dies_after}, {"send": dies_after}
 
 
 def test_a_node_that_runs_is_told(world: World) -> None:
-    with world.portal.wrap_async_context_manager(world.market.node("busy")) as node:
+    with world.node("busy") as node:
         seller, buyer = scribe("writer"), Agent("reader")
         world.portal.call(world.market.join, node, seller, buyer)
         trusting(seller)
@@ -641,7 +605,7 @@ def test_all_that_is_free_comes_home_and_the_books_agree(world: World) -> None:
     assert position(again["keys"][0], "channel") == bought, "asked for once"
     world.jump()
     # The order is in the journal: a node that starts goes on with it by itself.
-    with world.portal.wrap_async_context_manager(world.market.node("swarm")) as node:
+    with world.node("swarm") as node:
         world.portal.call(_until_home, node, world.addresses["buyer"])
     after = world.keys()["buyer"]
     assert int(after["balance_units"]) == FUNDS - 3 * PRICE

@@ -7,21 +7,16 @@ import csv
 import io
 import json
 import shutil
-import sqlite3
 from collections import defaultdict
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from coase.agents import Agent, passphrase
 from coase.agents.audit import audit
 from coase.agents.backends.sqlite import StateDirectory
-from coase.agents.wiring import view_settlement
 from coase.escrow.backends.evm.abi import token_abi
 from coase.escrow.backends.evm.chain import EvmChain, Request
 from coase.escrow.backends.evm.settlement import token_facts
@@ -30,40 +25,19 @@ from coase.escrow.ports import MemoryTxStore
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.terms import receive_digest
 from coase.tools.cli import withdraw_command
-from tests.agents.realmarket import ARBITER, FUNDS, RealMarket, buy, real_market, scribe
+from tests.agents.realmarket import ARBITER, FUNDS, RealMarket, buy, scribe
+from tests.tools.books import World, alter, copied, lines, open_world, with_field, without_deal
 from tests.tools.commands import Home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from anyio.from_thread import BlockingPortal
-
     from coase.agents.node import Node
-    from coase.escrow.backends.evm.settlement import EvmSettlement
 
 pytestmark = pytest.mark.xdist_group("money")
 
 PRICE, BOND = 20_000, 2_000
-
-
-@dataclass(slots=True)
-class World:
-    """A market in a thread of its own, and the user to whom its nodes belong."""
-
-    home: Home
-    market: RealMarket
-    portal: BlockingPortal
-    settlement: EvmSettlement
-    addresses: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def node(self, name: str) -> Iterator[Node]:
-        with self.portal.wrap_async_context_manager(self.market.node(name)) as node:
-            yield node
-
-    def keys(self) -> dict[str, Any]:
-        return {key["name"] or key["address"]: key for key in self.home.json("wallet")["keys"]}
 
 
 async def _deals(market: RealMarket, node: Node) -> dict[str, str]:
@@ -87,17 +61,8 @@ async def _deals(market: RealMarket, node: Node) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    home = Home(tmp_path_factory.mktemp("money") / "home")
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(real_market(home.path)) as market,
-    ):
-        settlement = portal.call(view_settlement, market.network)
-        world = World(home, market, portal, settlement)
-        with world.node("swarm") as node:
-            world.addresses = portal.call(_deals, market, node)
+    with open_world(World, tmp_path_factory.mktemp("money") / "home", _deals) as world:
         yield world
-        portal.call(settlement.close)
 
 
 def test_the_wallet_shows_what_each_key_has(world: World) -> None:
@@ -213,7 +178,7 @@ def closed_as(side: str, how: str) -> str:
 
 def altered(side: str, how: str, name: str, value: str) -> str:
     """SQL that changes one field of a closed deal's summary."""
-    changed = f"CAST(json_set(CAST(summary AS TEXT), '$.{name}', {value}) AS BLOB)"
+    changed = with_field("summary", name, value)
     return f"UPDATE closed SET summary = {changed} WHERE seq = {closed_as(side, how)}"  # noqa: S608
 
 
@@ -246,10 +211,7 @@ PLANTED = {
         "cannot be read",
     ),
     "a deal that is gone": (
-        [
-            f"DELETE FROM records WHERE deal = {ONE_DEAL}",  # noqa: S608
-            f"DELETE FROM closed WHERE deal = {ONE_DEAL}",  # noqa: S608
-        ],
+        without_deal(ONE_DEAL),
         "the chain has a deal over 20000 units, closed, that the journal does not know",
     ),
     "records that are gone": (
@@ -281,15 +243,11 @@ PLANTED = {
 
 @pytest.fixture
 def copy(world: World, tmp_path: Path) -> Path:
-    """A copy of the node's directory, for a hand to reach into."""
-    path = tmp_path / "swarm"
-    shutil.copytree(world.market.place("swarm"), path)
-    return path
+    return copied(world, tmp_path)
 
 
 def differences(world: World, place: Path) -> list[str]:
-    report = world.portal.call(audit, world.settlement, [place])
-    return [f"{found.where}: {found.what}" for found in report.differences]
+    return lines(world.portal.call(audit, world.settlement, [place]))
 
 
 def test_an_untouched_copy_agrees(world: World, copy: Path) -> None:
@@ -299,20 +257,13 @@ def test_an_untouched_copy_agrees(world: World, copy: Path) -> None:
 @pytest.mark.parametrize("case", PLANTED)
 def test_a_planted_difference_is_named(world: World, copy: Path, case: str) -> None:
     statements, said = PLANTED[case]
-    connection = sqlite3.connect(copy / "journal.sqlite")
-    for statement in statements:
-        assert connection.execute(statement).rowcount
-    connection.commit()
-    connection.close()
+    alter(copy, *statements)
     found = differences(world, copy)
     assert any(said in line for line in found), found
 
 
 def test_a_difference_is_said_and_told_by_the_exit_code(world: World, copy: Path) -> None:
-    connection = sqlite3.connect(copy / "journal.sqlite")
-    connection.execute(f"DELETE FROM transactions WHERE seq = {ONE_TX}")  # noqa: S608
-    connection.commit()
-    connection.close()
+    alter(copy, f"DELETE FROM transactions WHERE seq = {ONE_TX}")  # noqa: S608
     report = world.home.json("audit", "--state", str(copy), code=1)
     assert not report["agree"]
     (found,) = report["differences"]
@@ -514,13 +465,9 @@ def test_a_withdrawal_that_was_tampered_with_is_named(
     world: World, tmp_path: Path, case: str
 ) -> None:
     assert world.home.json(*RENT)["tx"]  # Paid before, or paid now: once in any case.
-    copy = tmp_path / "swarm"
-    shutil.copytree(world.market.place("swarm"), copy)
+    copy = copied(world, tmp_path)
     statement, said = PLANTED_ORDERS[case]
-    connection = sqlite3.connect(copy / "journal.sqlite")
-    assert connection.execute(statement).rowcount
-    connection.commit()
-    connection.close()
+    alter(copy, statement)
     found = differences(world, copy)
     assert any(said in line for line in found), found
 
