@@ -13,7 +13,7 @@ from coase.protocol.identity import keccak256
 from coase.protocol.messages import CHUNK_MAX_CHARS, canonical_json
 from coase.protocol.states import State
 
-from .metering import is_counted, stream_units
+from .metering import is_counted, units_of
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -172,10 +172,9 @@ class Job:
         node, seat = self.agent.node, self.agent.seat
         assert node is not None
         assert seat is not None
-        task = thread.task.task if thread.task is not None else ""
-        terms, most = thread.agreed_terms, seat.desk.streams.trusted_units(self.buyer)
+        most = seat.desk.streams.trusted_units(self.buyer)
         while True:
-            due_units = max(thread.due_units, stream_units(terms, task, thread.shown + part))
+            due_units = max(thread.due_units, units_of(thread, thread.shown + part))
             if due_units - thread.due_units <= most or len(part) < SHOWN_TOKENS:
                 break
             part = part[: len(part) // 2]
@@ -218,11 +217,10 @@ class Job:
         seat = self.agent.seat
         if thread.method != "channel" or seat is None:
             return True
-        terms, task = thread.agreed_terms, thread.task.task if thread.task is not None else ""
         whole = max(self._text, thread.shown, key=len)
-        rest = stream_units(terms, task, whole) - thread.due_units
-        if not is_counted(terms):
-            rest = terms.price_units
+        rest = units_of(thread, whole) - thread.due_units
+        if not is_counted(thread.agreed_terms):
+            rest = thread.agreed_terms.price_units
         self._tokens = max(self._tokens, SHOWN_TOKENS)  # Whatever is left may leave.
         now_ms = node.runtime.now_ms() if (node := self.agent.node) is not None else 0
         return seat.desk.streams.can_send(thread, max(rest, 1), now_ms=now_ms)

@@ -18,6 +18,7 @@ from .transcript import MARK, Reading
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from coase.protocol.messages import Task
     from coase.protocol.session import Thread
     from coase.protocol.terms import Terms
 
@@ -27,28 +28,12 @@ BYTES_PER_TOKEN: Final = 4
 
 def count_tokens(text: str) -> int:
     """Return how many tokens of ``utf8/4`` a text is."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
+    return _tokens_of(len(text.encode("utf-8", "surrogatepass")))
 
 
-def count_input(task: str) -> int:
-    """Return how many tokens of ``utf8/4`` a task has: of its texts, wherever they stand in it.
-
-    Names of fields, numbers and what is left at its default cost nothing.
-    """
-    try:
-        parts: list[object] = [from_json(task)]
-    except ValueError:
-        return count_tokens(task)
-    size_bytes = 0
-    while parts:
-        match parts.pop():
-            case str() as text:
-                size_bytes += len(text.encode("utf-8", "surrogatepass"))
-            case list() as more:
-                parts += more
-            case dict() as fields:
-                parts += fields.values()
-    return -(-size_bytes // BYTES_PER_TOKEN)
+def count_input(task: Task) -> int:
+    """Return how many tokens of ``utf8/4`` a task has: of its texts, wherever they stand in it."""
+    return _tokens_of(task.texts_size_bytes)
 
 
 def is_counted(terms: Terms) -> bool:
@@ -56,7 +41,7 @@ def is_counted(terms: Terms) -> bool:
     return terms.work.pricing == "tokens" and terms.work.tokenizer == TOKENIZER
 
 
-def stream_units(terms: Terms, task: str, text: str) -> int:
+def stream_units(terms: Terms, input_tokens: int, text: str) -> int:
     """Return what ``text`` costs, whole or as far as it was written; 0 if only the whole counts.
 
     Of work that is not counted from its text, nothing is due before the result.
@@ -64,11 +49,21 @@ def stream_units(terms: Terms, task: str, text: str) -> int:
     if not is_counted(terms):
         return 0
     used = Usage(
-        input_tokens=min(count_input(task), terms.work.input_max),
+        input_tokens=min(input_tokens, terms.work.input_max),
         output_tokens=min(count_tokens(_read(text)), terms.work.output_max),
     )
     tariff = Tariff.of_work(terms.work, price_units=terms.price_units)
     return tariff.charge_units(used, cap_units=terms.price_units)
+
+
+def units_of(thread: Thread, text: str) -> int:
+    """Return what a deal costs with ``text`` as its answer, whole or as far as it was written."""
+    input_tokens = count_input(thread.task) if thread.task is not None else 0
+    return stream_units(thread.agreed_terms, input_tokens, text)
+
+
+def _tokens_of(size_bytes: int) -> int:
+    return -(-size_bytes // BYTES_PER_TOKEN)
 
 
 def _read(shown: str) -> str:
@@ -94,24 +89,20 @@ def result_units(thread: Thread, result: str) -> int:
 
     Its text counts, or what was shown if that is more, as where a model thinks.
     """
-    terms = thread.agreed_terms
-    task = thread.task.task if thread.task is not None else ""
-    shown = stream_units(terms, task, thread.shown)
-    return max(1, shown, stream_units(terms, task, text_of(result)))
+    return max(1, units_of(thread, thread.shown), units_of(thread, text_of(result)))
 
 
 def fault_in_stream(thread: Thread) -> str:
     """Return what is wrong with what was delivered so far, as its buyer sees it, or nothing."""
-    terms = thread.agreed_terms
-    task = thread.task.task if thread.task is not None else ""
-    if thread.due_units > stream_units(terms, task, thread.shown):
+    if thread.due_units > units_of(thread, thread.shown):
         return "it counts more tokens than its text has"
     if thread.result is None:
         return ""
     result = thread.result.result
     if not text_of(result).startswith(Reading().take(thread.shown).text):
         return "it delivered another text than it was paid for"
-    if is_counted(terms) and int(thread.result.to_seller_units) > result_units(thread, result):
+    counted = is_counted(thread.agreed_terms)
+    if counted and int(thread.result.to_seller_units) > result_units(thread, result):
         return "it counts more tokens than its text has"
     return ""
 

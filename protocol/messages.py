@@ -7,9 +7,11 @@ the smallest unit; times are Unix milliseconds, except in terms, where the chain
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import from_json
 
 from .identity import keccak256
 from .terms import Terms, Work
@@ -354,6 +356,28 @@ class Task(Wire):
     withdraw_delay_s: Seconds
     """With ``channel_salt`` and the terms, the channel that pays; 0 where none does."""
     channel_salt: Bytes32Text
+
+    @cached_property
+    def texts_size_bytes(self) -> int:
+        """The size in UTF-8 of all texts in the task, wherever they stand in its JSON.
+
+        Names of fields, numbers and what is left at its default count nothing; where it is no JSON,
+        all of it counts. It is kept, since every chunk of an answer asks for it.
+        """
+        try:
+            parts: list[object] = [from_json(self.task)]  # A stranger's: this one bears any depth.
+        except ValueError:
+            parts = [self.task]
+        size_bytes = 0
+        while parts:
+            match parts.pop():
+                case str() as text:
+                    size_bytes += len(text.encode("utf-8", "surrogatepass"))
+                case list() as more:
+                    parts += more
+                case dict() as fields:
+                    parts += fields.values()
+        return size_bytes
 
 
 class Result(Wire):

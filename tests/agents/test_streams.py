@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coase.agents.firm import Firm, joined_firm, new_firm
-from coase.agents.metering import count_input, stream_units, text_of
+from coase.agents.metering import count_input, stream_units, text_of, units_of
 from coase.agents.seller import Quote, SellerDesk, Ware
 from coase.agents.steps import DoWork, Step
 from coase.escrow.voucher import AskWithdrawal, ChannelConfig, ClaimAll, PayOut
 from coase.protocol.errors import LocalProtocolError
+from coase.protocol.messages import ZERO_BYTES32_TEXT, Task
 from coase.protocol.states import State
 
 from .desks import CAPABILITY, SCHEMA, Market, kind_of
@@ -90,17 +91,16 @@ class Streaming(Market):
 
     def _next(self, thread: Thread) -> Step:
         """Return the seller's next chunk, or its result."""
-        desk, terms, deal = self.seller.desk, thread.agreed_terms, thread.deal
-        task = thread.task.task if thread.task else ""
+        desk, deal = self.seller.desk, thread.deal
         rest = self.text[len(thread.shown) :]
         if len(rest) > PART and thread.streamed:
             part = rest[:PART]
-            due = stream_units(terms, task, thread.shown + part)
+            due = units_of(thread, thread.shown + part)
             return desk.chunk(deal, part, tokens=16, due_units=due, now_ms=self.now_ms)
         return desk.work_done(
             deal,
             result=json.dumps({"text": self.text}),
-            to_seller_units=stream_units(terms, task, self.text) if thread.streamed else 500,
+            to_seller_units=units_of(thread, self.text) if thread.streamed else 500,
             usage={},
             salt=b"\1" * 32,
             now_ms=self.now_ms,
@@ -149,7 +149,7 @@ def test_a_stream_is_paid_chunk_by_chunk_and_ends_settled_on_both_sides(market: 
     assert ask.outcome is not None
     assert ask.outcome.state is State.SETTLED
     price = ask.outcome.view.to_seller_units
-    assert price == stream_units(ask.outcome.agreed_terms, "write", WORDS)
+    assert price == stream_units(ask.outcome.agreed_terms, count_input(task("write")), WORDS)
     assert market.kinds().count("voucher") >= len(WORDS) // PART
     assert market.paid() == market.signed() == price
     assert "open" not in {name.split(":")[1] for name in market.funded}
@@ -261,7 +261,7 @@ def test_a_buyer_who_stops_has_paid_what_he_had(market: Streaming) -> None:
     assert not market.seller.desk.threads
     assert ask.outcome is not None
     assert ask.outcome.view.to_seller_units == market.signed()
-    assert market.signed() - paid <= stream_units(ask.outcome.agreed_terms, "", "x" * 2 * PART)
+    assert market.signed() - paid <= stream_units(ask.outcome.agreed_terms, 0, "x" * 2 * PART)
 
 
 def test_a_buyer_who_falls_silent_costs_one_chunk(market: Streaming) -> None:
@@ -301,7 +301,7 @@ def test_a_result_of_another_text_is_not_paid_for(market: Streaming) -> None:
     market.until(lambda: over(ask))
     assert ask.outcome is not None
     assert ask.outcome.verdict not in ("", "good")
-    assert market.paid() < stream_units(ask.outcome.agreed_terms, "write", WORDS)
+    assert market.paid() < stream_units(ask.outcome.agreed_terms, count_input(task("write")), WORDS)
 
 
 def test_no_chunk_leaves_while_a_withdrawal_is_pending(market: Streaming) -> None:
@@ -412,11 +412,11 @@ def test_what_no_reader_sees_is_not_paid(market: Streaming) -> None:
     ask = market.buy()
     market.until(lambda: over(ask))
     assert ask.outcome is not None
-    terms, words = ask.outcome.agreed_terms, "x" * 400
-    seen = stream_units(terms, "write", words)
-    assert stream_units(terms, "write", f"{words}\x1ejunk\n{words * 9}") == seen
-    assert stream_units(terms, "write", f"\x1ethinking\n{words}") == seen
-    assert stream_units(terms, "write", "") < seen
+    terms, words, read = ask.outcome.agreed_terms, "x" * 400, count_input(task("write"))
+    seen = stream_units(terms, read, words)
+    assert stream_units(terms, read, f"{words}\x1ejunk\n{words * 9}") == seen
+    assert stream_units(terms, read, f"\x1ethinking\n{words}") == seen
+    assert stream_units(terms, read, "") < seen
 
 
 def test_what_a_reader_who_died_asked_for_is_not_paid_to_its_end(market: Streaming) -> None:
@@ -435,11 +435,19 @@ def stream_units_of_a_chunk() -> int:
     return 2 * PART // 4 * RATE // 1_000_000
 
 
+def task(text: str) -> Task:
+    return Task(
+        salt=ZERO_BYTES32_TEXT, task=text, withdraw_delay_s=0, channel_salt=ZERO_BYTES32_TEXT
+    )
+
+
 def test_a_task_costs_what_its_texts_are_and_not_how_it_is_written() -> None:
-    assert count_input('{"prompt": "12345678", "seed": 12345678, "model": ""}') == 2
-    assert count_input('{"history":[{"content":"1234"},{"content":"12345"}],"raw":false}') == 3
-    assert count_input("no json") == 2
-    assert count_input("[" * 100_000) == 25_000
+    assert count_input(task('{"prompt": "12345678", "seed": 12345678, "model": ""}')) == 2
+    assert (
+        count_input(task('{"history":[{"content":"1234"},{"content":"12345"}],"raw":false}')) == 3
+    )
+    assert count_input(task("no json")) == 2
+    assert count_input(task("[" * 100_000)) == 25_000
 
 
 def test_the_text_of_a_result_is_its_field_of_that_name() -> None:

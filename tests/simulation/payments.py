@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from coase.agents.metering import is_counted, result_units, stream_units
+from coase.agents.metering import is_counted, result_units, units_of
 from coase.escrow.accounts import (
     ChunkSent,
     VoucherPromised,
@@ -91,8 +91,7 @@ class Payments:
     def _paying(self, node: Node, thread: Thread) -> None:
         """Require that a buyer pays for no more than came and was good."""
         terms = thread.agreed_terms
-        task = thread.task.task if thread.task is not None else ""
-        worth = stream_units(terms, task, thread.shown)
+        worth = units_of(thread, thread.shown)
         if thread.result is not None and thread.verdict == "good":
             asked = int(thread.result.to_seller_units)
             fair = result_units(thread, thread.result.result) if is_counted(terms) else asked

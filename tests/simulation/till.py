@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.metering import is_counted, result_units, stream_units
+from coase.agents.metering import is_counted, result_units, units_of
 from coase.escrow.claims import ClaimPolicy, GasPrice, plan_claims
 from coase.escrow.voucher import (
     AskWithdrawal,
@@ -178,7 +178,7 @@ class Till:
         rest = text[len(thread.shown) :]
         part = rest[: node.rng.choice((12, 40, 90))]
         if len(part) < len(rest):
-            due = stream_units(terms, task, thread.shown + part)
+            due = units_of(thread, thread.shown + part)
             if vice == "overcounts" and thread.chunks > 1 and due:
                 due = min(due + 30, terms.price_units)
             now_ms = node.clock()
