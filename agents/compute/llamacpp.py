@@ -17,7 +17,6 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import anyio
-import httpx
 
 from coase.protocol.errors import ComputeFailed
 
@@ -25,7 +24,7 @@ from .calls import described
 from .gate import Gate, Limits, guess_tokens
 from .gguf import Facts, facts_of
 from .model import digest_of
-from .openai import CONNECT_MAX_S, KEPT_MAX_S, OpenAICompute, wire_messages
+from .openai import OpenAICompute, wire_messages
 from .ports import (
     Chunk,
     Compute,
@@ -198,7 +197,6 @@ class _Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._api: OpenAICompute | None = None
-        self._client: httpx.AsyncClient | None = None
 
     @property
     def pid(self) -> int | None:
@@ -284,10 +282,10 @@ class _Engine:
 
     async def stop(self) -> None:
         """End the process, kindly and then not, and forget it."""
-        client, process, log = self._client, self._process, self._log
-        self._client = self._api = self._process = self._log = None
-        if client is not None:
-            await client.aclose()
+        api, process, log = self._api, self._process, self._log
+        self._api = self._process = self._log = None
+        if api is not None:
+            await api.close()
         if process is not None:
             await anyio.to_thread.run_sync(_end, process)
         if log is not None:
@@ -318,15 +316,6 @@ class _Engine:
         # Abandoned on cancel: stop() then ends the process, which ends the read.
         answer = await anyio.to_thread.run_sync(_greet, process, line, abandon_on_cancel=True)
         self._address = self._address_in(answer)
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=settings.slots,
-                keepalive_expiry=KEPT_MAX_S,
-            ),
-            trust_env=False,  # A proxy for the outside is none for our own engine.
-        )
         self._loading_ms = (monotonic_ns() - begun) // 1_000_000
         return OpenAICompute(
             f"{self._address}/v1",
@@ -334,7 +323,6 @@ class _Engine:
             model=settings.model.stem,
             extra={"timings_per_token": True},
             calls_by_schema=True,
-            client=self._client,
             name=self.gate.name,
             gate=self.gate,
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
+from http import HTTPStatus
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
+import aiohttp
 
 from .calls import call_in, call_schema, described, forced, linked
+from .connection import Connection, parts_of, read_some
 from .gate import Gate, Limits, guess_tokens
 from .ports import (
     Capability,
@@ -40,11 +42,7 @@ if TYPE_CHECKING:
 
     from coase.protocol.errors import ComputeFailed
 
-CONNECT_MAX_S: Final = 5
-KEPT_MAX: Final = 64  # Open connections to one server; who asks next finds one of them.
 END_MAX_S: Final = 0.1  # After the last word there is nothing but the end of the stream.
-# llama.cpp lets go of an idle connection after 5 s.
-KEPT_MAX_S: Final = 2
 ASK_MAX_S: Final = 10  # For questions that run no model.
 # One token with its top log-probabilities is a few KiB. A server that sends more in one line
 # is broken or hostile.
@@ -53,15 +51,15 @@ ERROR_SHOWN_MAX_CHARS: Final = 300
 ERROR_READ_MAX_BYTES: Final = 64 * 1024
 # Of 2,048 texts, each with 4,096 numbers of 12 characters.
 EMBEDDINGS_MAX_BYTES: Final = 128 * 1024 * 1024
+ANSWER_MAX_BYTES: Final = 16 * 1024 * 1024  # Ten thousand models, each described at length.
 
 
 class OpenAICompute(Compute):
     """One server, at ``base_url`` (with its ``/v1``); ``model`` None takes its first one.
 
     ``extra`` goes into the body of every request. With ``calls_by_schema`` a call that has to be
-    made is bound by a schema instead of asked for, for servers that do not insist. ``client`` is
-    for callers that need their own transport; whoever gives it closes it. ``gate`` is for sharing
-    a queue.
+    made is bound by a schema instead of asked for, for servers that do not insist. ``gate`` is for
+    sharing a queue.
     """
 
     def __init__(
@@ -73,27 +71,16 @@ class OpenAICompute(Compute):
         limits: Limits | None = None,
         extra: Mapping[str, Any] | None = None,
         calls_by_schema: bool = False,
-        client: httpx.AsyncClient | None = None,
         name: str = "",
         gate: Gate | None = None,
     ) -> None:
-        self._base_url = base_url.rstrip("/")
-        self._name = name or f"the OpenAI-compatible server at {self._base_url}"
+        self._connection = Connection(base_url, api_key=api_key)
+        self._name = name or f"the OpenAI-compatible server at {self._connection.base_url}"
         self._model = model
         self._extra = dict(extra or {})
         self._calls_by_schema = calls_by_schema
-        self._gate = gate or Gate(self._name, limits or Limits())
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._owned = client is None
         # Silence is timed by the gate, which knows the first token from the next.
-        self._client = client or httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=CONNECT_MAX_S),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=KEPT_MAX,
-                keepalive_expiry=KEPT_MAX_S,
-            ),
-        )
+        self._gate = gate or Gate(self._name, limits or Limits())
 
     @property
     def name(self) -> str:
@@ -131,11 +118,10 @@ class OpenAICompute(Compute):
         name = model or self._model or await self._first_model("embedding")
         body = {"model": name, "input": list(texts), "encoding_format": "float"}
         try:
-            async with self._posted("/embeddings", body) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise self._refusal(response.status_code, await _read_some(response))
-                content = await _read_some(response, EMBEDDINGS_MAX_BYTES)
-        except httpx.HTTPError as error:
+            async with await self._connection.open("POST", "/embeddings", body) as response:
+                await self._welcome(response)
+                content = await read_some(response, EMBEDDINGS_MAX_BYTES)
+        except aiohttp.ClientError as error:
             raise self._away(error) from error
         try:
             found = read_json(content)
@@ -151,28 +137,24 @@ class OpenAICompute(Compute):
 
     async def close(self) -> None:
         """Close the connections, which ends what runs."""
-        if self._owned:
-            await self._client.aclose()
+        await self._connection.close()
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Return the JSON answer to a question that runs no model; ``path`` may be a whole URL.
 
         :raises ComputeFailed: if the server is away, refuses, or answers nonsense
         """
-        url = path if path.startswith("http") else self._base_url + path
+        opened = self._connection.open(method, path, body, within_s=ASK_MAX_S)
         try:
-            request = self._client.build_request(
-                method, url, json=body, headers=self._headers, timeout=ASK_MAX_S
-            )
-            response = await self._sent(request)
-        except httpx.HTTPError as error:
+            async with await opened as response:
+                await self._welcome(response)
+                content = await read_some(response, ANSWER_MAX_BYTES)
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise self._away(error) from error
-        if response.status_code != httpx.codes.OK:
-            raise self._refusal(response.status_code, response.content)
         try:
-            return response.json()
+            return read_json(content)
         except ValueError as error:
-            raise self._nonsense(response.text) from error
+            raise self._nonsense(content.decode("utf-8", "replace")) from error
 
     async def ungated(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """Yield the answer without a queue or time-outs, for owners of a gate of their own."""
@@ -187,44 +169,25 @@ class OpenAICompute(Compute):
             body["tool_choice"] = "none"
         tally = _Tally(guess_tokens(prompt), by_schema=by_schema)
         try:
-            async with self._posted(path, body) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise self._refusal(response.status_code, await _read_some(response))
+            async with await self._connection.open("POST", path, body) as response:
+                await self._welcome(response)
                 async with aclosing(self._events(response)) as events:
                     async for event in events:
                         chunk = self._understood(tally, event)
                         if chunk is not None:
                             yield chunk
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise self._away(error) from error
         if tally.reason:
             yield tally.last(duration_ms=(monotonic_ns() - begun) // 1_000_000)
 
-    @asynccontextmanager
-    async def _posted(self, path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
-        """Yield the response, whose content is yet to be read."""
-        request = self._client.build_request(
-            "POST", self._base_url + path, json=body, headers=self._headers
-        )
-        response = await self._sent(request, stream=True)
-        try:
-            yield response
-        finally:
-            await response.aclose()
+    async def _welcome(self, response: aiohttp.ClientResponse) -> None:
+        """Return if the server is ready to answer."""
+        if response.status != HTTPStatus.OK:
+            raise self._refusal(response.status, await read_some(response, ERROR_READ_MAX_BYTES))
 
-    async def _sent(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
-        """Return the response to a request.
-
-        A server may let go of a kept connection at the moment when we take it; then there is no
-        answer at all, and the request is sent once more.
-        """
-        try:
-            return await self._client.send(request, stream=stream)
-        except (httpx.RemoteProtocolError, httpx.ReadError):
-            return await self._client.send(request, stream=stream)
-
-    async def _events(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
-        lines = _lines(response.aiter_bytes())
+    async def _events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Any, None]:
+        lines = _lines(parts_of(response))
         async for line in lines:
             if line is None:
                 raise self._nonsense(f"a line of over {LINE_MAX_BYTES} bytes")
@@ -288,9 +251,9 @@ class OpenAICompute(Compute):
             todo = "See that the API key is right"
         return failed(f"{self._name} failed", why=why, todo=todo)
 
-    def _away(self, error: httpx.HTTPError) -> ComputeFailed:
+    def _away(self, error: aiohttp.ClientError | TimeoutError) -> ComputeFailed:
         why = str(error) or type(error).__name__
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             todo = "See that it runs and that the address is right"
             return failed(f"{self._name} cannot be reached", why=why, todo=todo)
         return failed(
@@ -525,15 +488,6 @@ def _error_text(body: Any) -> str:
     error = body.get("error", body) if isinstance(body, dict) else body
     message = error.get("message") if isinstance(error, dict) else error
     return str(message)[:ERROR_SHOWN_MAX_CHARS]
-
-
-async def _read_some(response: httpx.Response, most: int = ERROR_READ_MAX_BYTES) -> bytes:
-    content = bytearray()
-    async for part in response.aiter_bytes():
-        content += part
-        if len(content) >= most:
-            break
-    return bytes(content[:most])
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
