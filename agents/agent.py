@@ -40,8 +40,8 @@ from coase.protocol.states import Role
 from coase.protocol.types import AgentId, units_to_text
 
 from .arbiter import worth_units
+from .asks import Ask, AskState, Wish, wish_of
 from .bargain import STYLES, BuyerBargain, SellerBargain, Style
-from .buyer import Ask, AskState, BuyerDesk, Wish
 from .charges import charged_to
 from .checks import fault_in_time
 from .declare import models_of, require_ware
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from coase.negotiation.pricing import Price
     from coase.protocol.session import Thread
 
+    from .buyer import BuyerDesk
     from .compute.ports import Compute
     from .dispute import Advocate
     from .node import Node
@@ -389,7 +390,7 @@ class Agent:
         methods = self._methods(settlements, stake_permille)
         max_units = 0 if methods == ("none",) else self._highest_units(max_price)
         wish = replace(
-            _wish(capability, task, schemas, features),
+            wish_of(capability, task, schemas, features),
             deliver_within_s=self._node().pace.within_s(deliver_within),
             quality_min=quality_min,
             input_max=input_max,
@@ -757,40 +758,6 @@ class _AccountRooms:
 
     def rooms(self, counterparty: AgentId, *, now_ms: int) -> dict[str, int]:
         return self.buying.rooms(counterparty, now_ms=now_ms, account=self.account)
-
-
-def _wish(
-    capability: str,
-    task: Mapping[str, Any],
-    schemas: tuple[Mapping[str, Any], Mapping[str, Any]],
-    features: dict[str, int] | None,
-) -> Wish:
-    """Return what is wanted, before its limits."""
-    digest = schemas_hash(*schemas)
-    plain = canonical_json(task)
-    return Wish(
-        capability=_full_id(capability, digest),
-        schemas=digest,
-        task=plain,
-        input_schema=canonical_json(schemas[0]),
-        output_schema=canonical_json(schemas[1]),
-        features=features or {"bytes": len(plain.encode())},
-    )
-
-
-def _full_id(capability: str, digest: bytes) -> str:
-    """Return the capability's id; one that was given whole must be of these very schemas.
-
-    :raises ConfigurationError: if it is of other schemas
-    """
-    name, _, tail = capability.rpartition("-")
-    if not name or len(tail) != 8 or not set(tail) <= set("0123456789abcdef"):
-        return capability_id(capability, digest)
-    if tail != digest[:4].hex():
-        raise ConfigurationError(
-            f"{capability} has other schemas than the models that were given for it"
-        )
-    return capability
 
 
 def _first(error: ValidationError) -> str:

@@ -51,7 +51,7 @@ from coase.protocol.errors import ConfigurationError, LocalProtocolError, Refuse
 from coase.protocol.states import Role
 from coase.protocol.types import ZERO_ADDRESS, AgentId, Asset
 
-from .buyer import BuyerStrategy, Decision, Verdict
+from .asks import BuyerStrategy, Decision, Verdict
 from .experience import Experience
 from .purse import OpenPurse, exposure
 from .seller import Quote

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.negotiation.scores import Outcome
@@ -21,11 +19,12 @@ from coase.protocol.messages import (
     commitment,
     terms_to_wire,
 )
-from coase.protocol.session import NO_CHARGE, Charge, Thread
+from coase.protocol.session import Thread
 from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 from coase.protocol.types import ZERO_ADDRESS
 
+from .asks import Ask, AskState, BuyerStrategy, Decision, Verdict, Wish
 from .experience import Experience, outcome_of
 from .fairness import unfair, unlockable
 from .means import OpenMeans
@@ -37,7 +36,6 @@ from .steps import Notice, Publish, Step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from coase.negotiation.issues import Proposal
     from coase.protocol.envelope import Message
     from coase.protocol.terms import Terms
     from coase.protocol.types import AgentId
@@ -51,170 +49,6 @@ WIDEN_AFTER_MS: Final = 150  # A shard that has sellers answers in a few millise
 CLOSING_PAUSE_MS: Final = 250
 TOO_DEAR: Final = "all offers were above the highest price"
 ASKS_MAX: Final = 1_000  # Requests remembered after their end.
-
-
-class Verdict(StrEnum):
-    """What a buyer decides on one offer."""
-
-    ACCEPT = "accept"
-    COUNTER = "counter"
-    REJECT = "reject"
-    WAIT = "wait"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A decision on the offer that lies in one thread.
-
-    A counter-offer says ``proposal``, or else the seller's terms at ``price_units``. ``until_ms``
-    is how long an accept waits. ``unpaid`` says that it may be the purse that stood in the way.
-    """
-
-    deal: str
-    verdict: Verdict
-    price_units: int = 0
-    deliver_within_s: int = 0
-    reason: str = ""
-    proposal: Proposal | None = None
-    until_ms: int = 0
-    unpaid: bool = False
-
-
-class BuyerStrategy(ABC):
-    """Decides on the offers of one request. Its reservation values never leave the process."""
-
-    @abstractmethod
-    def decide(
-        self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
-    ) -> list[Decision]:
-        """Return decisions on ``offers`` (all in state offered).
-
-        ``closing`` says that no more offers are waited for. At most one accept. There is at least
-        one offer, unless the strategy itself asked for another look by ``next_ms``.
-        """
-
-    def undone(self, deal: str) -> None:  # noqa: B027
-        """Take note that what was decided on a thread could not be done."""
-
-    def agreed(self, thread: Thread) -> None:  # noqa: B027
-        """Take note that the seller confirmed our accept."""
-
-    def ended(self, thread: Thread, *, now_ms: int) -> None:  # noqa: B027
-        """Take note that a thread is over."""
-
-    def next_ms(self) -> int | None:
-        """Return when to be asked again if nothing happens before, or None for soon."""
-        return None
-
-
-class DeclineAll(BuyerStrategy):
-    """Takes no offer: what is left of a request whose bargain died with its process."""
-
-    def decide(
-        self, offers: list[Thread], *, closing: bool, opened_ms: int, now_ms: int
-    ) -> list[Decision]:
-        """Return a no to each."""
-        return [Decision(thread.deal, Verdict.REJECT) for thread in offers]
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a buyer wants done, and what of it bidders may know."""
-
-    capability: str
-    schemas: bytes
-    task: str = field(repr=False)
-    input_schema: str = "{}"
-    output_schema: str = "{}"
-    """Both as canonical JSON: kept with the request, so that a restart can still check."""
-    features: dict[str, int] = field(default_factory=dict)
-    deliver_within_s: int = 60
-    quality_min: int = 0
-    input_max: int = 0
-    output_max: int = 0
-    model: str = ""
-    verifications: tuple[str, ...] = ("schema",)
-    """What of it an arbiter must be able to check; ``none`` gives up every dispute."""
-    kept: bool = True
-    """Whether somebody may still want it after a crash, as what has a key."""
-    stake_permille: int = 0
-    """How much a seller has to stake for each thousand of its price, to lose if it fails."""
-    settlements: tuple[str, ...] = ("escrow",)
-    """How it may be paid, what we like best first."""
-    reply_within_ms: int = 5_000
-    """When the request lapses, if nobody offers."""
-    decide_after_ms: int = 1_000
-    """When the round closes, if there are ``bids_min`` offers by then."""
-    bids_min: int = 1
-    bids_max: int = 16
-    blocked: frozenset[str] = frozenset()
-    allowed: frozenset[str] = frozenset()
-    """With any, offers of nobody else are read."""
-    most_units: int = 0
-    """The most that the buyer pays, if it says so. It stays here: no request holds it."""
-    charge: Charge = NO_CHARGE
-    """Who within the buyer's own house pays for it."""
-
-    def reads(self, seller: AgentId) -> bool:
-        """Return whether offers of ``seller`` are looked at."""
-        return seller not in self.blocked and (not self.allowed or seller in self.allowed)
-
-
-class AskState(StrEnum):
-    """Where a buyer's request stands, as its owner sees it."""
-
-    OPEN = "open"
-    ACCEPTING = "accepting"
-    BOUND = "bound"
-    ENDED = "ended"
-
-
-@dataclass(slots=True)
-class Ask:
-    """One request of ours and what came of it."""
-
-    request_id: str
-    wish: Wish
-    salt: bytes
-    secret: bytes = field(repr=False)
-    request: Request
-    opened_ms: int
-    strategy: BuyerStrategy
-    state: AskState = AskState.OPEN
-    offers: list[str] = field(default_factory=list)
-    bids: int = 0
-    dear: int = 0
-    """Those of them that ask for more than the buyer pays: they may come down."""
-    sent: int = 0
-    level: int = 0
-    """How narrow the shard is in which we asked last; 0 asks every seller."""
-    widen_ms: int = 0
-    everybody_ms: int = 0
-    """When every seller was first asked: repetitions count from then."""
-    closing_ms: int = 0
-    """When to look again at a round whose time is up."""
-    wire: bytes = b""
-    chosen: str = ""
-    why: str = ""
-    unpaid: BudgetExhausted | None = None
-    """Which limit kept us from taking an offer, if one did."""
-    outcome: Thread | None = None
-    deciding: bool = False
-
-    @property
-    def full(self) -> bool:
-        """Whether no more offers are read; those that are too dear keep nobody out."""
-        return self.bids - self.dear >= self.wish.bids_max
-
-    @property
-    def closes_ms(self) -> int:
-        """When the round closes: soon if there are enough offers, else when the request lapses."""
-        if self.full:
-            return self.opened_ms
-        if self.bids < self.wish.bids_min:
-            return self.request.reply_by_ms
-        early_ms = self.opened_ms + self.wish.decide_after_ms
-        return min(early_ms, self.request.reply_by_ms)
 
 
 class BuyerDesk:

@@ -16,10 +16,11 @@ from coase.protocol.errors import CoaseError, ConfigurationError, JournalFailed,
 from coase.protocol.subjects import LEVELS
 
 from .arbiter import Arbiter
+from .asks import DeclineAll
 from .backends.sqlite import SqliteJournal, StateDirectory
 from .bench import Bench
 from .beside import Beside, open_beside
-from .buyer import BuyerDesk, DeclineAll
+from .buyer import BuyerDesk
 from .collector import COIN_UNITS, LOCAL_CLAIMS, PUBLIC_CLAIMS, Collector
 from .config import Network, load_network, state_home
 from .desk import Desk
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from coase.protocol.types import AgentId
 
     from .agent import Agent
-    from .buyer import Ask
+    from .asks import Ask
     from .compute.ports import Compute
     from .steps import Notice
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from coase.protocol.session import Thread
 
-    from .buyer import Ask
+    from .asks import Ask
     from .job import Shown
 
 

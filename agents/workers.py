@@ -14,7 +14,7 @@ from coase.protocol.errors import BudgetExhausted, ComputeFailed, DealFailed
 from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
-from .buyer import AskState
+from .asks import AskState
 from .compute.market import TOKENS_PER_S_MIN, BoughtChunk, NoOffer
 from .compute.ports import ComputeBusy, PromptRefused
 from .inference import features_of, input_tokens_max, task_of

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.buyer import Ask, BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
+from coase.agents.asks import Ask, BuyerStrategy, Decision, Verdict, Wish
+from coase.agents.buyer import BuyerDesk
 from coase.agents.desk import Desk
 from coase.agents.ports import Codec, Record, SeededChance
 from coase.agents.seller import Quote, SellerDesk, Ware

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from coase.agents.admission import ADDRESSES_MAX, Admission
-from coase.agents.buyer import AskState
+from coase.agents.asks import AskState
 from coase.agents.ports import Codec
 from coase.protocol.identity import Identity, keccak256
 from coase.protocol.messages import thread_id

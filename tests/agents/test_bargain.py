@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from coase.agents.asks import Ask, AskState, Decision, Verdict, Wish
 from coase.agents.bargain import BuyerBargain, SellerBargain, Style, proposal_of, strategy_of
-from coase.agents.buyer import Ask, AskState, Decision, Verdict, Wish, counter_terms
+from coase.agents.buyer import counter_terms
 from coase.agents.experience import Experience
 from coase.agents.purse import Budget, Purse
 from coase.agents.seller import SellerDesk, Ware

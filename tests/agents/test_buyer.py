@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coase.agents.buyer import (
-    CLOSING_PAUSE_MS,
-    AskState,
-    BuyerStrategy,
-    Decision,
-    DeclineAll,
-    Verdict,
-)
+from coase.agents.asks import AskState, BuyerStrategy, Decision, DeclineAll, Verdict
+from coase.agents.buyer import CLOSING_PAUSE_MS
 from coase.agents.purse import Budget, Purse
 from coase.agents.seller import OFFER_VALID_MS
 from coase.protocol.errors import BudgetExhausted

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from coase.agents import Agent, Budget
-from coase.agents.buyer import AskState
+from coase.agents.asks import AskState
 from coase.agents.charges import charged_to, charging
 from coase.agents.history import summary
 from coase.agents.purse import OpenPurse, Purse

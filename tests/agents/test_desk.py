@@ -7,14 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from coase.agents.buyer import (
-    AGREE_WITHIN_MS,
-    AskState,
-    BuyerDesk,
-    BuyerStrategy,
-    Decision,
-    Verdict,
-)
+from coase.agents.asks import AskState, BuyerStrategy, Decision, Verdict
+from coase.agents.buyer import AGREE_WITHIN_MS, BuyerDesk
 from coase.agents.purse import OpenPurse, exposure
 from coase.agents.seller import OFFER_VALID_MS, SellerDesk, Ware
 from coase.agents.steps import OnChain, Transmit

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from coase.agents.buyer import Ask
+    from coase.agents.asks import Ask
     from coase.agents.seller import Windows
 
 PRICE, BOND = 80_000, 40_000

@@ -21,7 +21,7 @@ from .desks import kind_of
 from .test_streams import Streaming, over
 
 if TYPE_CHECKING:
-    from coase.agents.buyer import Ask
+    from coase.agents.asks import Ask
     from coase.escrow.voucher import ChannelCall
 
 BANK, ESCROW = "0x" + "b" * 40, "0x" + "44" * 20

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coase.agents import Agent, Budget, Job, Price
-from coase.agents.buyer import AskState
+from coase.agents.asks import AskState
 from coase.agents.purse import OpenPurse, Purse, spent_on
 from coase.agents.wares import Summarise, Summary
 from coase.protocol.errors import BudgetExhausted, ConfigurationError, DealFailed

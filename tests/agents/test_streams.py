@@ -19,7 +19,7 @@ from coase.protocol.states import State
 from .desks import CAPABILITY, SCHEMA, Market, kind_of
 
 if TYPE_CHECKING:
-    from coase.agents.buyer import Ask
+    from coase.agents.asks import Ask
     from coase.protocol.messages import Request
     from coase.protocol.session import Thread
 

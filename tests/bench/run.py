@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # Run as a script from anywh
 import anyio
 
 from coase.agents.agent import Agent
+from coase.agents.asks import Wish
 from coase.agents.bargain import BuyerBargain
-from coase.agents.buyer import Wish
 from coase.agents.wares import Summarise, Summary, capability_of
 from coase.protocol.backends.broker import EmbeddedBroker
 from coase.protocol.envelope import open_body, public_key, read_header, seal, unseal

@@ -16,8 +16,9 @@ import pytest
 
 from coase.agents import Agent, Node
 from coase.agents.admission import ADDRESS_BURST, ADDRESS_PER_S
+from coase.agents.asks import Wish
 from coase.agents.bargain import BuyerBargain, SellerBargain
-from coase.agents.buyer import BuyerDesk, Wish
+from coase.agents.buyer import BuyerDesk
 from coase.agents.desk import Desk
 from coase.agents.node import SystemChance
 from coase.agents.ports import Codec

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from coase.agents.asks import BuyerStrategy, Decision, Verdict, Wish
 from coase.agents.bargain import STYLES, BuyerBargain
-from coase.agents.buyer import BuyerDesk, BuyerStrategy, Decision, Verdict, Wish
+from coase.agents.buyer import BuyerDesk
 from coase.agents.desk import Desk
 from coase.agents.firm import Firm
 from coase.agents.ports import Codec, Record, SeededChance

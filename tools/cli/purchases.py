@@ -16,7 +16,7 @@ from typing import Any, Final
 import anyio
 
 from coase.agents.agent import Agent, Purchase
-from coase.agents.buyer import Ask, AskState
+from coase.agents.asks import Ask, AskState
 from coase.agents.config import Network
 from coase.agents.node import Node, open_node
 from coase.agents.steps import Notice
