@@ -7,14 +7,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.negotiation.scores import Outcome
-from coase.protocol.errors import BudgetExhausted, LocalProtocolError, Refused
+from coase.protocol.calls import called
+from coase.protocol.errors import (
+    BudgetExhausted,
+    LocalProtocolError,
+    Refused,
+    RemoteProtocolError,
+)
 from coase.protocol.messages import (
+    BODY_INLINE_MAX_BYTES,
     ENVELOPE_LIFE_MAX_MS,
     REQUEST_REPEATS_MS,
     STREAMED,
+    ZERO_BYTES32_TEXT,
     Agreed,
     Header,
     Offer,
+    RateCall,
     Request,
     commitment,
     terms_to_wire,
@@ -24,13 +33,15 @@ from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 from coase.protocol.types import ZERO_ADDRESS
 
-from .asks import Ask, AskState, BuyerStrategy, Decision, Verdict, Wish
+from .asks import Ask, AskState, BuyerStrategy, Decision, DeclineAll, Verdict, Wish
 from .experience import Experience, outcome_of
 from .fairness import unfair, unlockable
 from .means import OpenMeans
+from .metering import call_units
 from .pieces import TASK_SIZE_MAX_BYTES, size_as_json
 from .ports import Record
 from .purse import OpenPurse, exposure, spent_in
+from .seller import LOCK_WITHIN_S
 from .steps import Notice, Publish, Step
 
 if TYPE_CHECKING:
@@ -48,6 +59,7 @@ COUNTER_VALID_MS: Final = 10_000
 WIDEN_AFTER_MS: Final = 150  # A shard that has sellers answers in a few milliseconds.
 CLOSING_PAUSE_MS: Final = 250
 TOO_DEAR: Final = "all offers were above the highest price"
+CALL_HEAD_MAX_BYTES: Final = 1_024  # What a call says besides its task.
 ASKS_MAX: Final = 1_000  # Requests remembered after their end.
 
 
@@ -93,21 +105,24 @@ class BuyerDesk:
         salt = salt or self.desk.chance.take(32)
         secret = self.desk.chance.take(32)
         ask = self._new(request_id, wish, strategy, salt, secret, now_ms=now_ms)
-        data = json.dumps(
-            {
-                "salt": salt.hex(),
-                "secret": secret.hex(),
-                "task": wish.task,
-                "schemas": [wish.input_schema, wish.output_schema],
-                "request": ask.request.model_dump_json(),
-                "kept": wish.kept,
-            },
-            ensure_ascii=False,
-        ).encode()
-        step.records.append(Record(self.desk.me, request_id, "asked", now_ms, data))
+        self._record_ask(ask, step, now_ms=now_ms)
         step.effects.append(Notice("asked", request_id, detail=wish.capability))
         self._publish(ask, step, now_ms=now_ms)
         return ask, step
+
+    def _record_ask(self, ask: Ask, step: Step, *, now_ms: int) -> None:
+        data = json.dumps(
+            {
+                "salt": ask.salt.hex(),
+                "secret": ask.secret.hex(),
+                "task": ask.wish.task,
+                "schemas": [ask.wish.input_schema, ask.wish.output_schema],
+                "request": ask.request.model_dump_json(),
+                "kept": ask.wish.kept,
+            },
+            ensure_ascii=False,
+        ).encode()
+        step.records.append(Record(self.desk.me, ask.request_id, "asked", now_ms, data))
 
     def _new(
         self,
@@ -123,7 +138,9 @@ class BuyerDesk:
         request = Request(
             capability=wish.capability,
             schemas="0x" + wish.schemas.hex(),
-            task="0x" + commitment(salt, wish.task.encode()).hex(),
+            task="0x" + commitment(salt, wish.task.encode()).hex()
+            if wish.task
+            else ZERO_BYTES32_TEXT,
             features=wish.features,
             chain_id=desk.domain.chain_id,
             escrow=desk.domain.contract,
@@ -391,7 +408,7 @@ class BuyerDesk:
         if units > ready:
             self.means.accept(units - ready)
         account = thread.charge.account
-        if thread.method != "none":
+        if thread.method != "none" and not thread.is_contract:
             self.reserve.reserve(
                 thread.deal, units, thread.counterparty, now_ms=now_ms, account=account
             )
@@ -425,18 +442,92 @@ class BuyerDesk:
             self.desk.say(thread.deal, "withdraw", body, step, now_ms=now_ms, re=thread.proposal_id)
             self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
 
+    def call(self, contract: Thread, wish: Wish, *, now_ms: int) -> tuple[Ask, Step]:
+        """Order work under a rate contract of ours: its deal begins at once, and nobody is asked.
+
+        ``input_max`` and ``output_max`` of the wish are the call's. What it may cost is set aside
+        as for every deal.
+
+        :raises LocalProtocolError: if the contract is over or does not cover it, its channel does
+            not hold the price, or the task is too large for one message; nothing was begun
+        :raises BudgetExhausted: if a limit of the purse does not cover it; nothing was begun
+        """
+        desk, salt, request_id = self.desk, self.desk.chance.take(32), self.desk.chance.take(16)
+        units = call_units(
+            contract.agreed_terms, input_max=wish.input_max, output_max=wish.output_max
+        )
+        if size_as_json(wish.task) + CALL_HEAD_MAX_BYTES > BODY_INLINE_MAX_BYTES:
+            raise LocalProtocolError("the task is too large to be called for")
+        lock_by_s = min(now_ms // 1000 + LOCK_WITHIN_S, contract.agreed_terms.lock_by_s)
+        call = RateCall(
+            salt="0x" + salt.hex(),
+            task=wish.task,
+            withdraw_delay_s=0,
+            channel_salt=ZERO_BYTES32_TEXT,
+            number=desk.standing.next_number(contract.deal),
+            lock_by_s=lock_by_s,
+            price_units=str(units),
+            input_max=wish.input_max,
+            output_max=wish.output_max,
+        )
+        try:
+            opened = called(contract, call, now_ms=now_ms)
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from error
+        opened = replace(opened, request_id=request_id.hex(), charge=wish.charge)
+        if unlockable(opened.agreed_terms, desk.margins, now_ms=now_ms):
+            raise LocalProtocolError("the rate contract is nearly over")
+        if opened.method == "channel":
+            if desk.streams.ready_units(opened) < units:
+                raise LocalProtocolError("the channel does not hold the price of the call")
+            self.reserve.reserve(
+                opened.deal,
+                units,
+                opened.counterparty,
+                now_ms=now_ms,
+                account=wish.charge.account,
+            )
+        return self._called(opened, wish, salt, now_ms=now_ms)
+
+    def _called(self, opened: Thread, wish: Wish, salt: bytes, *, now_ms: int) -> tuple[Ask, Step]:
+        """Begin the deal of a call, as if its request had been asked and answered."""
+        step = Step()
+        task = "0x" + opened.agreed_terms.work.task.hex()
+        request = opened.request.model_copy(update={"task": task})
+        ask = Ask(opened.request_id, wish, salt, opened.secret, request, now_ms, DeclineAll())
+        ask.state, ask.chosen = AskState.BOUND, opened.deal
+        ask.offers, ask.bids = [opened.deal], 1
+        self._keep(ask)
+        self._record_ask(ask, step, now_ms=now_ms)
+        self.desk.open_thread(opened, step, now_ms=now_ms)
+        step.effects.append(Notice("agreed", opened.deal, opened))
+        self.desk.pursue(opened.deal, step, now_ms=now_ms)
+        return ask, step
+
     def send_task(self, thread: Thread, step: Step, *, now_ms: int) -> None:
         """Send the task of a locked deal to the seller who won it."""
         ask = self.asks.get(thread.request_id)
         if ask is None:
             raise LocalProtocolError(f"the task of request {thread.request_id} is not known")
+        terms = thread.agreed_terms
         body: dict[str, object] = {
             "salt": "0x" + ask.salt.hex(),
             "task": ask.wish.task,
             **self.desk.streams.task_fields(thread),
         }
-        until_ms = thread.agreed_terms.deliver_by_s * 1000
-        self.desk.say(thread.deal, "task", body, step, now_ms=now_ms, until_ms=until_ms)
+        kind, until_ms = "task", terms.deliver_by_s * 1000
+        if thread.contract:
+            kind = "call"
+            body |= {
+                "number": thread.number,
+                "lock_by_s": terms.lock_by_s,
+                "price_units": str(terms.price_units),
+                "input_max": terms.work.input_max,
+                "output_max": terms.work.output_max,
+            }
+        self.desk.say(
+            thread.deal, kind, body, step, now_ms=now_ms, re=thread.contract, until_ms=until_ms
+        )
 
     def ticked(self, step: Step, *, now_ms: int) -> None:
         """Repeat requests that have too few bids, and close rounds whose time is up."""
@@ -495,7 +586,8 @@ class BuyerDesk:
         """Return the deals that are accepted or signed, and not over."""
         chosen = [ask.chosen for ask in self._live_asks.values() if ask.chosen]
         deals = dict.fromkeys((*chosen, *self.desk.bound()))
-        return [self.desk.threads[deal] for deal in deals if deal in self.desk.threads]
+        threads = (self.desk.threads.get(deal) for deal in deals)
+        return [thread for thread in threads if thread is not None and not thread.is_contract]
 
     @property
     def limited(self) -> bool:

@@ -17,6 +17,7 @@ from coase.protocol.terms import settlement_digest
 from .memory import Memory
 from .metering import fault_in_stream
 from .pieces import SHOWN_MAX_BYTES, size_as_json
+from .standing import CALL_REFUSED
 from .steps import Notice, Step, Transmit
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Delivery(Memory):
 
     codec: Codec
     abandoned: list[str]
-    """Deals of an earlier life that are paid as they come, and that nobody waits for."""
+    """Deals of an earlier life that are paid as they come, and that nobody waits for; and its rate
+    contracts."""
     margins: Margins
     verify: Verify
 
@@ -94,10 +96,17 @@ class Delivery(Memory):
             self._record_data(step, moved, "acked", b"", now_ms=now_ms)
             self.close_if_over(thread.deal, step, now_ms=now_ms)
 
+    def _uncalled(self, thread: Thread, answer: Nack, step: Step, *, now_ms: int) -> None:
+        """End the deal of a call that its seller does not begin: it can be asked for as usual."""
+        if thread.state in BOUND and thread.result is None:
+            self._withdraw(thread.deal, f"{CALL_REFUSED}: {answer.reason}", step, now_ms=now_ms)
+            self.close_if_over(thread.deal, step, now_ms=now_ms)
+
     def _effect_id(self, thread: Thread, duty: str) -> str:
         return f"{thread.deal}:{duty}@{self.me}"
 
-    def _work_and_close(self, deal: str, step: Step, *, now_ms: int) -> None:
+    def pursue(self, deal: str, step: Step, *, now_ms: int) -> None:
+        """Do what is owed in a deal now, and end it if it is over."""
         self._work(deal, step, now_ms=now_ms)
         self.close_if_over(deal, step, now_ms=now_ms)
 
@@ -194,7 +203,8 @@ class Delivery(Memory):
         for deal in deals:
             thread = self.threads.get(deal)
             if thread is not None and thread.state in BOUND:
-                self._withdraw(deal, "its reader is gone", step, now_ms=now_ms)
+                why = "rates end with a restart" if thread.is_contract else "its reader is gone"
+                self._withdraw(deal, why, step, now_ms=now_ms)
                 self.close_if_over(deal, step, now_ms=now_ms)
 
     def failed(self, thread: Thread, step: Step, *, now_ms: int) -> None:
@@ -209,7 +219,7 @@ class Delivery(Memory):
         if thread is None or thread.result is not None:
             return step
         self.failed(fail(thread, why), step, now_ms=now_ms)
-        self._work_and_close(deal, step, now_ms=now_ms)
+        self.pursue(deal, step, now_ms=now_ms)
         return step
 
     def checked(self, deal: str, verdict: str, *, now_ms: int) -> Step:
@@ -227,7 +237,7 @@ class Delivery(Memory):
         step.wait = True
         if verdict != "good":
             step.effects.append(Notice("bad_result", deal, self.threads[deal], verdict))
-        self._work_and_close(deal, step, now_ms=now_ms)
+        self.pursue(deal, step, now_ms=now_ms)
         return step
 
     def _say_settle(self, thread: Thread, step: Step, *, now_ms: int) -> None:

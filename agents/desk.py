@@ -66,16 +66,8 @@ from .history import evidence_to_json, view_to_json
 from .metering import fault_in_stream
 from .pieces import TASK_HEAD_MAX_BYTES, TASK_SIZE_MAX_BYTES, Pieces, piece_id
 from .ports import Record
-from .steps import (
-    DeadLetter,
-    DoCheck,
-    DoWork,
-    Notice,
-    OnChain,
-    Publish,
-    Step,
-    Transmit,
-)
+from .standing import Standing
+from .steps import DeadLetter, DoCheck, DoWork, Notice, OnChain, Publish, Step, Transmit
 from .streams import StreamPolicy, Streams
 
 if TYPE_CHECKING:
@@ -117,6 +109,7 @@ class Desk(Delivery):
         """Opens what is sealed to the agent outside of any deal, such as evidence."""
         self.admission = Admission()
         self.streams = Streams(self, channels_domain(domain.chain_id), StreamPolicy.of(asset))
+        self.standing = Standing(self)
         self.abandoned = []
         self.vault: AgentId = ZERO_ADDRESS
         """Where stakes are, on this network."""
@@ -185,6 +178,8 @@ class Desk(Delivery):
         thread = self.threads.get(header.deal)
         if thread is not None and thread.counterparty == header.sender:
             return False
+        if header.kind == "call" and self.standing.covers(header):
+            return False
         if header.kind == "offer" and self.buyer is not None and not self.buyer.reads(header):
             raise Refused("capacity", "no more offers are read for this request")
         if self._outbox.awaits(header.re, header.sender):
@@ -252,6 +247,10 @@ class Desk(Delivery):
             if self.court is None or not isinstance(found, Ruling):
                 raise Refused("unsupported", "this agent is no arbiter")
             self.court.ruled(header.sender, found)
+            return
+        if header.kind == "call" and header.deal not in self.threads:
+            plain = self.standing.opened(header, step, now_ms=now_ms)
+            self._take(header, plain, step, now_ms=now_ms)
             return
         thread = self._thread_for(header, now_ms=now_ms)
         if header.kind == "chunk" and not thread.streamed:
@@ -390,6 +389,8 @@ class Desk(Delivery):
             self._put(receive(thread, message, now_ms=now_ms, verify=self.verify))
             self._record(step, self.threads[thread.deal], "heard", message, now_ms=now_ms)
             self.close_if_over(thread.deal, step, now_ms=now_ms)
+        elif sent == "call":
+            self._uncalled(thread, message.body, step, now_ms=now_ms)
 
     def _piece(self, header: Header, step: Step, *, now_ms: int) -> None:
         thread = self.threads.get(header.deal)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from coase.protocol.errors import Refused
 from coase.protocol.messages import (
     Description,
     Evidence,
     Header,
+    RateCall,
     Request,
     capability_id,
     terms_to_wire,
@@ -65,6 +67,10 @@ class ArbiterFace:
     def unable(self, thread: Thread, *, now_ms: int) -> str:
         """Refuse every accept."""
         return "unsupported"
+
+    def called(self, thread: Thread, call: RateCall, *, now_ms: int) -> None:
+        """Refuse: an arbiter sells nothing."""
+        raise Refused("unsupported", "an arbiter sells nothing")
 
     def heard(self, thread: Thread, message: Message, step: Step, *, now_ms: int) -> None:
         """Nothing."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from coase.protocol.calls import agreed_by_call
 from coase.protocol.envelope import Message, parse_body
-from coase.protocol.messages import Evidence, Request
+from coase.protocol.messages import Evidence, Request, TermsBody, terms_to_wire
 from coase.protocol.session import NO_CHARGE, Charge, Thread
 from coase.protocol.states import Role
 from coase.protocol.types import How, JobView, Phase
@@ -46,6 +48,8 @@ def summary(thread: Thread) -> bytes:
             "history": [
                 [e.at_ms, e.state, e.role, e.move, e.price_units, e.tx_hash] for e in thread.history
             ],
+            **({"contract": thread.contract} if thread.contract else {}),
+            **({"rates": True} if thread.is_contract else {}),
             **charge_to_row(thread.charge),
         },
         separators=(",", ":"),
@@ -104,9 +108,18 @@ def thread_to_json(thread: Thread) -> bytes:
             "request": thread.request.model_dump_json(),
             "secret": thread.secret.hex(),
             "their_key": thread.their_key,
+            **_called_to_row(thread),
             **charge_to_row(thread.charge),
         }
     ).encode()
+
+
+def _called_to_row(thread: Thread) -> dict[str, object]:
+    """Return what a row says of a call under a rate contract: all that was agreed there."""
+    if not thread.contract:
+        return {}
+    told = [thread.contract, thread.number, thread.accept_id, terms_to_wire(thread.agreed_terms)]
+    return {"called": told}
 
 
 def message_to_json(message: Message, until_ms: int) -> bytes:
@@ -161,7 +174,7 @@ def message_from_json(record: Record, thread: Thread) -> tuple[Message, int]:
 def thread_from_json(record: Record, holder: str, domain: Domain) -> Thread:
     """Return the thread, empty as it began, that a line of the journal opens."""
     row = json.loads(record.data)
-    return Thread(
+    thread = Thread(
         deal=record.deal,
         side=Role(row["side"]),
         holder=holder,
@@ -174,3 +187,8 @@ def thread_from_json(record: Record, holder: str, domain: Domain) -> Thread:
         opened_ms=record.at_ms,
         charge=charge_of_row(row),
     )
+    if "called" not in row:
+        return thread
+    contract, number, accept_id, told = row["called"]
+    opened = replace(thread, contract=contract, number=number, accept_id=accept_id)
+    return agreed_by_call(opened, TermsBody.model_validate(told).terms(), now_ms=record.at_ms)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from coase.protocol.terms import Domain
     from coase.protocol.types import AgentId
 
+    from .standing import Standing
     from .streams import Streams
 
 DEAD_LETTERS_MAX: Final = 1_000
@@ -61,6 +62,7 @@ class Memory:
         self.seller: Seller | None = None
         self.court: Court | None = None
         self.streams: Streams
+        self.standing: Standing
         self.slices = Slices(me)
         self.dead: list[DeadLetter] = []
         self.counts: dict[str, int] = {}
@@ -98,14 +100,27 @@ class Memory:
 
     def _count_work(self, thread: Thread) -> None:
         deals = self.working.setdefault(thread.request.capability, set())
-        if thread.state in (State.AGREED, State.LOCKED) and thread.result is None:
+        open_ = thread.state in (State.AGREED, State.LOCKED) and thread.result is None
+        if open_ and not thread.is_contract:
             deals.add(thread.deal)
         else:
             deals.discard(thread.deal)
 
     def bound(self) -> list[str]:
-        """Return the ids of the deals that both have signed and that are not over."""
-        return list(self._bound)
+        """Return the ids of the deals that both have signed and that are not over.
+
+        A rate contract is none: nothing is due under it before it is called.
+        """
+        return [deal for deal in self._bound if not self.threads[deal].is_contract]
+
+    def contracts(self, counterparty: AgentId = "") -> list[Thread]:
+        """Return the rate contracts that are in force, all or those with one counterparty."""
+        threads = (self.threads[deal] for deal in self._bound)
+        return [
+            thread
+            for thread in threads
+            if thread.is_contract and counterparty in ("", thread.counterparty)
+        ]
 
     def was_shown(self, deal: str) -> bool:
         """Return whether the arbiter of an open deal has taken our evidence."""
@@ -125,6 +140,7 @@ class Memory:
         step.closed.append((deal, summary(thread)))
         self.streams.ended(thread, step, now_ms=now_ms)
         self.slices.ended(thread, step, now_ms=now_ms)
+        self.standing.ended(thread)
         half = self.buyer if thread.side is Role.BUYER else self.seller
         if half is not None:
             half.ended(thread, step, now_ms=now_ms)

@@ -56,6 +56,18 @@ def stream_units(terms: Terms, input_tokens: int, text: str) -> int:
     return tariff.charge_units(used, cap_units=terms.price_units)
 
 
+def call_units(contract: Terms, *, input_max: int, output_max: int) -> int:
+    """Return what one call under a rate contract costs at most, by the rates that it agrees.
+
+    :raises ConfigurationError: if neither reading nor writing has a limit
+    """
+    tariff = Tariff.of_work(contract.work, price_units=contract.price_units)
+    if tariff.pricing != "tokens":
+        return contract.price_units
+    units = tariff.cap_units(input_max=input_max, output_max=output_max)
+    return min(max(units, 1), contract.price_units)
+
+
 def units_of(thread: Thread, text: str) -> int:
     """Return what a deal costs with ``text`` as its answer, whole or as far as it was written."""
     input_tokens = count_input(thread.task) if thread.task is not None else 0

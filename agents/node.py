@@ -301,6 +301,7 @@ class Node:
             if thread.streamed and thread.result is None
             if not _is_kept(buying.asks.get(thread.request_id))
         ]
+        buying.desk.abandoned += [thread.deal for thread in buying.desk.contracts()]
 
 
 def _is_kept(ask: Ask | None) -> bool:

@@ -17,8 +17,9 @@ from coase.escrow.book import Balance, Book, SpendEnvelope, SpendLimits, Stage
 from coase.escrow.voucher import Fund
 from coase.protocol.effects import Dispute, Open
 from coase.protocol.errors import BudgetExhausted, ConfigurationError
+from coase.protocol.messages import STREAMED
 from coase.protocol.states import BOUND, Role, State
-from coase.protocol.types import AgentId, Asset, How, Money
+from coase.protocol.types import ZERO_BYTES32, AgentId, Asset, How, Money
 
 from .history import charge_of_row
 
@@ -417,7 +418,12 @@ class _Spend:
 
 
 def exposure(terms: Terms) -> int:
-    """Return the most that a deal can take from its buyer: the price, and the bond of a dispute."""
+    """Return the most that a deal can take from its buyer: the price, and the bond of a dispute.
+
+    A rate contract takes nothing by itself.
+    """
+    if terms.work.task == ZERO_BYTES32 and terms.work.settlement in STREAMED:
+        return 0
     return terms.price_units + terms.bond_units
 
 

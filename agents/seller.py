@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from coase.negotiation.pricing import TOKENS_PER_PRICE
-from coase.protocol.errors import ConfigurationError, LocalProtocolError
+from coase.protocol.errors import ConfigurationError, LocalProtocolError, Refused
 from coase.protocol.messages import (
     MODELS_MAX,
     SCHEMA_MAX_CHARS,
@@ -16,6 +16,7 @@ from coase.protocol.messages import (
     Counter,
     Description,
     Header,
+    RateCall,
     Request,
     canonical_json,
     capability_id,
@@ -28,7 +29,8 @@ from coase.protocol.states import Role, State
 from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
 
-from .metering import TOKENIZER
+from .metering import TOKENIZER, call_units, count_input, is_counted
+from .standing import CONTRACT_S
 from .steps import Notice, Step
 
 if TYPE_CHECKING:
@@ -171,6 +173,8 @@ class SellerDesk:
         quote = ware.strategy.quote(request, header.sender, load=load, now_ms=now_ms)
         if quote is None or quote.verification not in request.verifications:
             return
+        if request.is_standing and not self.desk.standing.has_room(header.sender):
+            return
         method = self._method(header, request, ware, quote)
         if not method or not self._can_stake(request, method, quote):
             return
@@ -264,7 +268,7 @@ class SellerDesk:
             if method == "channel" and ware.channel:
                 if self.desk.streams.covers(header.sender, at_once):
                     return method
-            if method == "escrow":
+            if method == "escrow" and not request.is_standing:
                 return method
         return ""
 
@@ -276,7 +280,7 @@ class SellerDesk:
         found = next((a for a in self.arbiters if a in request.arbiters), ZERO_ADDRESS)
         arbiter = ZERO_ADDRESS if streamed else found
         arbitrated = arbiter != ZERO_ADDRESS
-        lock_by_s = now_ms // 1000 + windows.lock_s
+        lock_by_s = now_ms // 1000 + (CONTRACT_S if request.is_standing else windows.lock_s)
         price = quote.price_units if method != "none" else 0
         metered = quote.metered if method != "none" else {}
         return Terms(
@@ -320,9 +324,35 @@ class SellerDesk:
         if now_ms >= thread.valid_until_ms:
             return "expired"
         ware = self.wares.get(thread.request.capability)
+        if thread.is_contract:
+            return "" if self.desk.standing.has_room(thread.counterparty) else "capacity"
         if ware is None or self.load(ware.capability) >= ware.capacity:
             return "capacity"
         return ""
+
+    def called(self, thread: Thread, call: RateCall, *, now_ms: int) -> None:
+        """Return if we can do now what a call under a rate contract asks for.
+
+        :raises Refused: if we cannot, or it pays too little for what it may take
+        """
+        terms = thread.agreed_terms
+        ware = self.wares.get(thread.request.capability)
+        load = self.load(thread.request.capability)
+        if ware is None or load >= ware.capacity:
+            raise Refused("capacity", "no place is free")
+        limits = {"input_max": call.input_max, "output_max": call.output_max}
+        asked = thread.request.model_copy(update=limits)
+        if ware.strategy.quote(asked, thread.counterparty, load=load, now_ms=now_ms) is None:
+            raise Refused("capacity", "it cannot be done so now")
+        contract = self.desk.threads[thread.contract].agreed_terms
+        try:
+            units = call_units(contract, **limits)
+        except ConfigurationError as error:
+            raise Refused("wrong_terms", str(error)[:200]) from error
+        if terms.price_units < units:
+            raise Refused("wrong_terms", f"price_units is below {units}, which it may cost")
+        if is_counted(terms) and count_input(call) > call.input_max:
+            raise Refused("wrong_terms", "the task is larger than its input_max")
 
     def heard(self, thread: Thread, message: Message, step: Step, *, now_ms: int) -> None:
         """Answer a counter-offer with an offer, and an accept with our signature."""

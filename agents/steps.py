@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from coase.escrow.voucher import ChannelCall
     from coase.protocol.effects import Call
     from coase.protocol.envelope import Message
-    from coase.protocol.messages import Description, Evidence, Header, Request, Ruling
+    from coase.protocol.messages import Description, Evidence, Header, RateCall, Request, Ruling
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId
 
@@ -154,6 +154,12 @@ class Seller(Half, Protocol):
 
     def unable(self, thread: Thread, *, now_ms: int) -> str:
         """Return the NACK reason if ``thread`` cannot be agreed now, else nothing."""
+
+    def called(self, thread: Thread, call: RateCall, *, now_ms: int) -> None:
+        """Return if we can do now what a call under a rate contract asks for.
+
+        :raises Refused: if we cannot, or it pays too little for what it may take
+        """
 
 
 class Buyer(Half, Protocol):

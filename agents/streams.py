@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 LOCAL_DELAY_S: Final = 900  # The shortest that the contract takes.
 DEPOSIT_DEALS: Final = 20
 """A deposit covers so many deals of the price at hand: it costs as much gas as six claims."""
+CALLS_AHEAD: Final = 4  # Of the largest that a rate contract allows, for which a channel is kept.
 CHANNELS_MAX: Final = 10_000  # With different agents; a view of each is asked for when it is used.
 IDLE_S: Final = 5  # The next deal of a busy pair comes sooner: then one claim is enough for both.
 DEPOSIT_PAUSE_MS: Final = 2_000
@@ -222,6 +223,10 @@ class Streams:
         """Begin a deal that both have signed, as soon as its channel holds the price."""
         if thread.state is not State.AGREED or thread.failed:
             return
+        if thread.is_contract:
+            if thread.side is Role.BUYER and thread.method == "channel":
+                self._keep_open(thread, step, now_ms=now_ms)
+            return
         if thread.method == "none":
             self._begin(thread, step, now_ms=now_ms)
         elif thread.side is Role.BUYER:
@@ -266,6 +271,33 @@ class Streams:
             self._deposit(thread, line, end, price - room, step, now_ms=now_ms)
         else:
             self._send_deposit(line, step, now_ms=now_ms)
+
+    def ready_units(self, thread: Thread) -> int:
+        """Return what lies in the channel with the seller of ``thread`` and no deal has taken."""
+        end = self._present(thread.counterparty)
+        if end is None or end.view is None:
+            return 0
+        return max(0, self._room(thread, end.view.solid_units - end.signed_units))
+
+    def _keep_open(self, contract: Thread, step: Step, *, now_ms: int) -> None:
+        """Have a channel that we have filled before hold the next calls under a rate contract."""
+        end, buyer = self._present(contract.counterparty), self.desk.buyer
+        if end is None or end.view is None or buyer is None:
+            return
+        line = self.lines[end.channel_id]
+        missing = CALLS_AHEAD * contract.agreed_terms.price_units - self.ready_units(contract)
+        if line.deposit is not None:
+            self._send_deposit(line, step, now_ms=now_ms)
+        elif missing > 0:
+            spare = buyer.spare_units(contract.counterparty, now_ms=now_ms)
+            if spare is None or spare >= missing:
+                self._deposit(contract, line, end, missing, step, now_ms=now_ms)
+
+    def _present(self, seller: AgentId) -> BuyerChannel | None:
+        """Return our end of the channel with ``seller`` that is in use, if there is one."""
+        config = self._config(seller, self._numbers.get(seller, 0))
+        line = self.lines.get(config.channel_id(self.domain))
+        return line.buyer if line is not None else None
 
     def _open(
         self,
@@ -440,9 +472,7 @@ class Streams:
 
     def free_units(self, seller: AgentId) -> int:
         """Return what lies in our channel with ``seller`` and is not promised to it."""
-        config = self._config(seller, self._numbers.get(seller, 0))
-        line = self.lines.get(config.channel_id(self.domain))
-        end = line.buyer if line is not None else None
+        end = self._present(seller)
         if end is None or end.view is None:
             return 0
         return max(0, end.view.solid_units - end.signed_units)

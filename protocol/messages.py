@@ -56,6 +56,8 @@ VERIFICATIONS: Final = ("none", "schema", "hash", "replay")
 SETTLEMENTS: Final = ("escrow", "channel", "x402", "none")
 STREAMED: Final = frozenset(("channel", "none"))
 """Methods without an escrow: what is delivered is paid chunk by chunk, or not at all."""
+CALLS_MAX: Final = 10_000
+"""Calls of one rate contract: whoever sells keeps the numbers of all in mind."""
 ZERO_BYTES32_TEXT: Final = "0x" + "0" * 64
 
 NackReason = Literal[
@@ -291,6 +293,11 @@ class Request(Wire):
     stake_permille: Annotated[int, Field(ge=0, le=STAKE_PERMILLE_MAX)]
     """How much of it a seller puts at stake, for each thousand of the price."""
 
+    @property
+    def is_standing(self) -> bool:
+        """Whether a rate contract is asked for: its tasks are named later, call by call."""
+        return self.task == ZERO_BYTES32_TEXT
+
 
 class Offer(Wire):
     """Terms that the seller proposes. Signed and priced; not executable."""
@@ -391,6 +398,20 @@ class Result(Wire):
         Field(max_length=FEATURES_MAX),
     ]
     signature: SignatureText
+
+
+class RateCall(Task):
+    """One piece of work under a rate contract: with its task it opens a deal of its own.
+
+    What it says of the deal is at most what the contract allows; all else is the contract's.
+    """
+
+    number: Annotated[int, Field(ge=1, le=CALLS_MAX)]
+    """Which call of its contract it is; the deal's id follows from it."""
+    lock_by_s: Seconds
+    price_units: UnitsText
+    input_max: Count
+    output_max: Count
 
 
 class Chunk(Wire):
@@ -504,6 +525,7 @@ Body = (
     | Withdraw
     | Locked
     | Task
+    | RateCall
     | Chunk
     | Voucher
     | Result
@@ -526,6 +548,7 @@ BODIES: Final[dict[str, type[Body]]] = {
     "withdraw": Withdraw,
     "locked": Locked,
     "task": Task,
+    "call": RateCall,
     "chunk": Chunk,
     "voucher": Voucher,
     "result": Result,
@@ -539,11 +562,11 @@ BODIES: Final[dict[str, type[Body]]] = {
 }
 SEALED: Final = frozenset(
     "offer counter accept agreed reject withdraw".split()
-    + "locked task chunk voucher result settle evidence piece".split()
+    + "locked task call chunk voucher result settle evidence piece".split()
 )
 """Kinds whose body only the addressee may read. The others are public and refused if sealed."""
 
-AWAITED: Final = frozenset(("accept", "agreed", "task", "voucher", "result", "settle"))
+AWAITED: Final = frozenset(("accept", "agreed", "task", "call", "voucher", "result", "settle"))
 """Kinds that wait for the journal before they are sent: they bind, or they cost."""
 
 

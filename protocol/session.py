@@ -40,7 +40,7 @@ from .messages import (
 )
 from .states import BOUND, TERMINAL, Role, State, advance
 from .terms import Domain, Terms, ack_digest, settlement_digest
-from .types import UNITS_MAX, ZERO_ADDRESS, How, JobView, Phase
+from .types import UNITS_MAX, ZERO_ADDRESS, ZERO_BYTES32, How, JobView, Phase
 
 if TYPE_CHECKING:
     from .envelope import Message
@@ -153,6 +153,10 @@ class Thread:
     chunks: int = 0
     last_id: str = ""
     """The id of the chunk or voucher that the next one answers."""
+    contract: str = ""
+    """The rate contract under which it was called for; nothing: it was agreed by itself."""
+    number: int = 0
+    """Which call of that contract it is."""
     why: str = ""
     """Why the thread ended, where the state alone does not tell."""
     history: tuple[Entry, ...] = ()
@@ -174,6 +178,11 @@ class Thread:
     def streamed(self) -> bool:
         """Whether there is no escrow: what is delivered is paid as it comes, or not at all."""
         return self.method in STREAMED
+
+    @property
+    def is_contract(self) -> bool:
+        """Whether it is a rate contract: its task is named later, call by call."""
+        return self.streamed and self.agreed_terms.work.task == ZERO_BYTES32
 
     @property
     def owed_units(self) -> int:
@@ -240,6 +249,8 @@ def check_terms(terms: Terms, thread: Thread, *, now_ms: int) -> None:
         (work.task.hex() == request.task[2:], "work.task"),
         (work.settlement in request.settlements, "work.settlement"),
         (work.settlement == "escrow" or streamed, "work.settlement"),
+        # Only what costs nothing before it is delivered can be agreed before it is known.
+        (streamed or work.task != ZERO_BYTES32, "work.task"),
         # What a voucher paid nobody can split, so nothing may wait for an arbiter.
         (not streamed or not arbitrated, "arbiter"),
         (not streamed or not split, "bond_units, default_to_seller_units, stake_units"),
@@ -498,7 +509,8 @@ def _see_stream(thread: Thread, view: JobView, *, chain_s: int, now_ms: int) -> 
     if limit is not None and chain_s > limit:
         match thread.state:
             case State.AGREED:
-                late = replace(thread, why="the channel did not hold the price in time")
+                why = "the channel did not hold the price in time"
+                late = replace(thread, why="its time is over" if thread.is_contract else why)
                 return _end(late, Role.CLOCK, "lock_by", How.OPEN, now_ms=now_ms)
             case State.LOCKED:
                 return _end(thread, Role.CLOCK, "deliver_by", How.UNDELIVERED, now_ms=now_ms)

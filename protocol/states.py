@@ -127,6 +127,7 @@ def _stream_rows() -> dict[tuple[State, Role, str], State]:
     """
     rows: dict[tuple[State, Role, str], State] = {
         (State.AGREED, Role.BUYER, "task"): State.AGREED,
+        (State.AGREED, Role.BUYER, "call"): State.AGREED,
         (State.AGREED, Role.CHAIN, "working"): State.LOCKED,
         (State.AGREED, Role.CLOCK, "lock_by"): State.LAPSED,
         (State.LOCKED, Role.SELLER, "chunk"): State.LOCKED,
@@ -138,6 +139,7 @@ def _stream_rows() -> dict[tuple[State, Role, str], State]:
     }
     for before in (State.LOCKED, State.DELIVERED):
         rows[(before, Role.BUYER, "task")] = before
+        rows[(before, Role.BUYER, "call")] = before
         rows[(before, Role.BUYER, "voucher")] = before
     for before in (State.AGREED, State.LOCKED, State.DELIVERED):
         for role in (Role.BUYER, Role.SELLER):
