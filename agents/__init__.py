@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from coase.negotiation.pricing import Price
     from coase.protocol.errors import BudgetExhausted, DealFailed
 
-    from .agent import Agent, Purchase
+    from .agent import Agent
     from .answers import Buyer
     from .job import Job
     from .node import Node, joined, open_node
     from .plans import Plan
     from .profile import Profile
+    from .purchasing import Purchase
     from .purse import Budget
     from .seller import Windows
 
@@ -51,7 +52,7 @@ _PLACES = {
     "Plan": "coase.agents.plans",
     "Price": "coase.negotiation.pricing",
     "Profile": "coase.agents.profile",
-    "Purchase": "coase.agents.agent",
+    "Purchase": "coase.agents.purchasing",
     "Windows": "coase.agents.seller",
     "joined": "coase.agents.node",
     "open_node": "coase.agents.node",

@@ -56,13 +56,13 @@ if TYPE_CHECKING:
     from coase.protocol.messages import Description
     from coase.protocol.types import AgentId
 
-    from .agent import Purchase
     from .compute.find import Kind
     from .compute.ports import Chunk, Completion, Embeddings
     from .compute.routing import Wish
     from .config import Network
     from .node import Node
     from .plans import Progress, Worker
+    from .purchasing import Purchase
 
 log = logging.getLogger(__name__)
 

@@ -442,7 +442,9 @@ class BuyerDesk:
             self.desk.say(thread.deal, "withdraw", body, step, now_ms=now_ms, re=thread.proposal_id)
             self.desk.close_if_over(thread.deal, step, now_ms=now_ms)
 
-    def call(self, contract: Thread, wish: Wish, *, now_ms: int) -> tuple[Ask, Step]:
+    def call(
+        self, contract: Thread, wish: Wish, request_id: str = "", *, now_ms: int
+    ) -> tuple[Ask, Step]:
         """Order work under a rate contract of ours: its deal begins at once, and nobody is asked.
 
         ``input_max`` and ``output_max`` of the wish are the call's. What it may cost is set aside
@@ -452,7 +454,10 @@ class BuyerDesk:
             not hold the price, or the task is too large for one message; nothing was begun
         :raises BudgetExhausted: if a limit of the purse does not cover it; nothing was begun
         """
-        desk, salt, request_id = self.desk, self.desk.chance.take(32), self.desk.chance.take(16)
+        desk, salt = self.desk, self.desk.chance.take(32)
+        request_id = request_id or desk.chance.take(16).hex()
+        if contract.deal not in desk.threads:
+            raise LocalProtocolError("the rate contract is over")
         units = call_units(
             contract.agreed_terms, input_max=wish.input_max, output_max=wish.output_max
         )
@@ -474,7 +479,7 @@ class BuyerDesk:
             opened = called(contract, call, now_ms=now_ms)
         except RemoteProtocolError as error:
             raise LocalProtocolError(str(error)) from error
-        opened = replace(opened, request_id=request_id.hex(), charge=wish.charge)
+        opened = replace(opened, request_id=request_id, charge=wish.charge)
         if unlockable(opened.agreed_terms, desk.margins, now_ms=now_ms):
             raise LocalProtocolError("the rate contract is nearly over")
         if opened.method == "channel":

@@ -71,11 +71,12 @@ class Delivery(Memory):
         """Return an envelope."""
 
     def _task_taken(self, header: Header, answer: Body, step: Step, *, now_ms: int) -> None:
-        """Keep the seller's signature that it has the task, where it has something at stake."""
+        """Tell that the seller has the task, and keep its signature where it stakes something."""
         thread = self.threads.get(header.deal)
-        if thread is None or not isinstance(answer, Ack) or not answer.signature:
+        if thread is None or not isinstance(answer, Ack):
             return
-        if not thread.agreed_terms.stake_units:
+        step.effects.append(Notice("taken", thread.deal, thread))
+        if not answer.signature or not thread.agreed_terms.stake_units:
             return
         signature = bytes.fromhex(answer.signature[2:])
         moved = taken(thread, signature, verify=self.verify)

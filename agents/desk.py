@@ -372,7 +372,7 @@ class Desk(Delivery):
         known = self._outbox.answered(message.re, by=header.sender)
         if known is not None and known.message.kind in ("voucher", "settle"):
             self._paid(header, message.body, step, now_ms=now_ms)
-        if known is not None and known.message.kind == "task":
+        if known is not None and known.message.kind in ("task", "call"):
             self._task_taken(header, message.body, step, now_ms=now_ms)
         if not isinstance(message.body, Nack):
             return

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId
 
-    from .agent import Agent, Purchase
+    from .agent import Agent
     from .compute.ports import Chunk, Prompt
     from .compute.ports import Completion as Written
+    from .purchasing import Purchase
 
 SHOWN_TOKENS: Final = 16
 SHOWN_EVERY_MS: Final = 200

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Eyes:
-    """How a buyer looks at what it buys: at the result, at the text before it, at the deal."""
+    """How a buyer looks at what it buys: at the result, at the text before it, at the deal, and at
+    whether its seller has the task."""
 
     fault: Callable[[str], str | None] | None = None
     on_text: Callable[[str], None] | None = None
     on_agreed: Callable[[Thread], None] | None = None
+    on_taken: Callable[[], None] | None = None
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class Wait:
     why: str = ""
     shown: Shown | None = None
     on_agreed: Callable[[Thread], None] | None = None
+    on_taken: Callable[[], None] | None = None
 
     def end(self, ask: Ask) -> None:
         """Take note that the request is over."""

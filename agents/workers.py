@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from coase.protocol.session import Thread
 
-    from .agent import Agent, Purchase
+    from .agent import Agent
     from .compute.ports import Compute, Prompt
     from .pot import Hold
+    from .purchasing import Purchase
 
 T = TypeVar("T")
 R = TypeVar("R")

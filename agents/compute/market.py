@@ -63,7 +63,8 @@ from .ways import Size
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from coase.agents.agent import Agent, Purchase
+    from coase.agents.agent import Agent
+    from coase.agents.purchasing import Purchase
     from coase.agents.wares import Inference
     from coase.protocol.session import Thread
     from coase.protocol.types import Asset

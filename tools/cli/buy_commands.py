@@ -15,8 +15,9 @@ from coase.protocol.errors import ConfigurationError
 from .app import Json, app, emit, out, perform, printable, raise_user, say, show_json
 
 if TYPE_CHECKING:
-    from coase.agents.agent import Agent, Purchase
+    from coase.agents.agent import Agent
     from coase.agents.node import Node
+    from coase.agents.purchasing import Purchase
 
 INPUT_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024
 PROMPT_SIZE_MAX_CHARS: Final = 200_000  # What the schema of inference takes.

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import anyio
 
-from coase.agents.agent import Agent, Purchase
+from coase.agents.agent import Agent
 from coase.agents.asks import Ask, AskState
 from coase.agents.config import Network
 from coase.agents.node import Node, open_node
+from coase.agents.purchasing import Purchase
 from coase.agents.steps import Notice
 from coase.agents.wiring import ensure_funds
 from coase.protocol.errors import (

@@ -12,13 +12,14 @@ from typing import Final
 
 import anyio
 
-from coase.agents.agent import Agent, Purchase
+from coase.agents.agent import Agent
 from coase.agents.backends.sqlite import SqliteJournal
 from coase.agents.beside import open_beside
 from coase.agents.compute.ports import Compute
 from coase.agents.local import local_market
 from coase.agents.node import Node, SystemChance, running
 from coase.agents.ports import Chance, SeededChance
+from coase.agents.purchasing import Purchase
 from coase.agents.steps import Notice
 from coase.agents.wiring import open_settlement, open_transport
 from coase.escrow.backends.evm.deploy import give
