@@ -26,12 +26,11 @@ from coase.protocol.errors import (
     DealFailed,
 )
 from coase.protocol.messages import (
-    canonical_json,
     capability_id,
-    schemas_hash,
 )
 from coase.protocol.states import Role
 
+from .asks import schemas_of
 from .bargain import STYLES, SellerBargain, Style
 from .declare import models_of, require_ware
 from .job import Job
@@ -89,10 +88,7 @@ class Offering:
     @property
     def capability(self) -> str:
         """The capability's id: the name and the hash of both schemas."""
-        return capability_id(
-            self.name,
-            schemas_hash(self.task.model_json_schema(), self.result.model_json_schema()),
-        )
+        return capability_id(self.name, schemas_of(self.task, self.result).digest)
 
 
 class Agent(Purchasing):
@@ -273,10 +269,8 @@ class Agent(Purchasing):
         """Return the canonical schemas of a deal's capability, to show to an arbiter."""
         offering = self.offerings.get(thread.request.capability)
         if thread.side is Role.SELLER and offering is not None:
-            return (
-                canonical_json(offering.task.model_json_schema()),
-                canonical_json(offering.result.model_json_schema()),
-            )
+            known = schemas_of(offering.task, offering.result)
+            return known.input, known.output
         ask = self._buying().asks.get(thread.request_id)
         return (ask.wish.input_schema, ask.wish.output_schema) if ask is not None else ("{}", "{}")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from coase.protocol.errors import BudgetExhausted, ConfigurationError
 from coase.protocol.messages import Request, canonical_json, capability_id, schemas_hash
@@ -14,8 +15,12 @@ from coase.protocol.session import NO_CHARGE, Charge, Thread
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pydantic import BaseModel
+
     from coase.negotiation.issues import Proposal
     from coase.protocol.types import AgentId
+
+MODELS_KEPT_MAX: Final = 256  # Pairs of models that a program buys by.
 
 
 class Verdict(StrEnum):
@@ -182,21 +187,41 @@ class Ask:
         return min(early_ms, self.request.reply_by_ms)
 
 
+@dataclass(frozen=True, slots=True)
+class Schemas:
+    """The schemas of a capability's tasks and results, as canonical JSON, and the hash of both."""
+
+    digest: bytes
+    input: str
+    output: str
+
+    @classmethod
+    def of(cls, input_schema: Mapping[str, Any], output_schema: Mapping[str, Any]) -> Schemas:
+        """Return two JSON schemas in the form in which they are compared and kept."""
+        digest = schemas_hash(input_schema, output_schema)
+        return cls(digest, canonical_json(input_schema), canonical_json(output_schema))
+
+
+@lru_cache(maxsize=MODELS_KEPT_MAX)
+def schemas_of(task: type[BaseModel], returns: type[BaseModel]) -> Schemas:
+    """Return the schemas of two models; they are made once, since that takes milliseconds."""
+    return Schemas.of(task.model_json_schema(), returns.model_json_schema())
+
+
 def wish_of(
     capability: str,
     task: Mapping[str, Any],
-    schemas: tuple[Mapping[str, Any], Mapping[str, Any]],
+    schemas: Schemas,
     features: dict[str, int] | None,
 ) -> Wish:
     """Return what is wanted, before its limits."""
-    digest = schemas_hash(*schemas)
     plain = canonical_json(task)
     return Wish(
-        capability=_full_id(capability, digest),
-        schemas=digest,
+        capability=_full_id(capability, schemas.digest),
+        schemas=schemas.digest,
         task=plain,
-        input_schema=canonical_json(schemas[0]),
-        output_schema=canonical_json(schemas[1]),
+        input_schema=schemas.input,
+        output_schema=schemas.output,
         features=features or {"bytes": len(plain.encode())},
     )
 

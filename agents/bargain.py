@@ -517,7 +517,7 @@ class _Left:
         """Return the highest price that each limit covers together with its bond."""
         rooms = self._purse.rooms(counterparty, now_ms=self.now_ms)
         terms = self.terms.get(counterparty)
-        if terms is None or not terms.price_units:
+        if terms is None or not exposure(terms):
             return rooms
         price, whole = terms.price_units, exposure(terms)
         # Down, and a counter-offer scales its bond down too: together they stay within.

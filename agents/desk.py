@@ -751,7 +751,8 @@ class Desk(Delivery):
             return False
         match duty.name:
             case "work":
-                step.wait = True
+                # What nobody has paid for, a crash may forget: then it is begun again.
+                step.wait = step.wait or not thread.streamed
                 step.effects.append(DoWork(thread.deal))
             case "check":
                 step.effects.append(DoCheck(thread.deal))

@@ -21,7 +21,7 @@ from coase.protocol.messages import BIDS_MAX, STAKE_PERMILLE_MAX, STREAMED
 from coase.protocol.types import AgentId, units_to_text
 
 from .arbiter import worth_units
-from .asks import Ask, AskState, Wish, wish_of
+from .asks import Ask, AskState, Schemas, Wish, schemas_of, wish_of
 from .bargain import BuyerBargain, Style
 from .charges import charged_to
 from .checks import fault_in_time
@@ -113,7 +113,7 @@ class Purchasing:
         bought = await self.buy(
             capability,
             task.model_dump(mode="json"),
-            schemas=(type(task).model_json_schema(), returns.model_json_schema()),
+            schemas=schemas_of(type(task), returns),
             fault=_fault_by(returns, check),
             max_price=max_price,
             **wish,
@@ -125,7 +125,7 @@ class Purchasing:
         capability: str,
         task: Mapping[str, Any],
         *,
-        schemas: tuple[Mapping[str, Any], Mapping[str, Any]],
+        schemas: Schemas | tuple[Mapping[str, Any], Mapping[str, Any]],
         max_price: str,
         fault: Callable[[str], str | None] | None = None,
         deliver_within: int = 60,
@@ -150,21 +150,24 @@ class Purchasing:
         key: str = "",
         on_text: Callable[[str], None] | None = None,
         on_agreed: Callable[[Thread], None] | None = None,
+        on_taken: Callable[[], None] | None = None,
     ) -> Purchase[Any]:
         """Ask for offers, bargain, lock, wait for the result, check it, and let it be settled.
 
         Returns the result as JSON text that fits the second of ``schemas``. The same ``key`` is the
         same purchase, also after a crash. ``tries`` is how many sellers may fail. ``on_text`` gets
-        what a seller shows while it works, ``on_agreed`` the deal. Cancelled before that, it ends.
+        what a seller shows while it works, ``on_agreed`` the deal; ``on_taken`` is called when its
+        seller has the task. Cancelled before there is a deal, it ends.
         :raises DealFailed: if nobody offered, or there was no good result: locked money comes back
         :raises BudgetExhausted: if a limit does not cover it; nothing was signed or promised
         :raises ConfigurationError: if the price or the agent's own set-up cannot work
         """
         self._require_numbers(bids_min, bids_max)
+        known = schemas if isinstance(schemas, Schemas) else Schemas.of(*schemas)
         methods = self._methods(settlements, stake_permille)
         max_units = 0 if methods == ("none",) else self._highest_units(max_price)
         wish = replace(
-            wish_of(capability, task, schemas, features),
+            wish_of(capability, task, known, features),
             deliver_within_s=self._node().pace.within_s(deliver_within),
             quality_min=quality_min,
             input_max=input_max,
@@ -184,7 +187,7 @@ class Purchasing:
         )
 
         bargain = partial(self._bargain, wish, strategy, hope_permille, rounds, shortlist)
-        eyes = Eyes(fault, on_text, on_agreed)
+        eyes = Eyes(fault, on_text, on_agreed, on_taken)
         return await self._try(wish, bargain, eyes, tries=tries, key=key)
 
     def _methods(self, settlements: Collection[str], stake_permille: int) -> tuple[str, ...]:
@@ -371,7 +374,7 @@ class Purchasing:
         """
         node, buying, seat = self._node(), self._buying(), self._seat()
         wish = replace(
-            wish_of(capability, {}, (task.model_json_schema(), returns.model_json_schema()), None),
+            wish_of(capability, {}, schemas_of(task, returns), None),
             task="",
             features=features or {},
             deliver_within_s=node.pace.within_s(deliver_within),
@@ -435,7 +438,7 @@ class Purchasing:
         """
         buying, node = self._buying(), self._node()
         request_id = buying.desk.chance.take(16).hex()
-        schemas = (type(task).model_json_schema(), returns.model_json_schema())
+        schemas = schemas_of(type(task), returns)
         wish = replace(
             wish_of(contract.request.capability, task.model_dump(mode="json"), schemas, None),
             input_max=input_max,

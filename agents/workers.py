@@ -15,8 +15,9 @@ from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
 from .asks import AskState
-from .compute.market import TOKENS_PER_S_MIN, BoughtChunk, NoOffer
+from .compute.market import BoughtChunk, NoOffer
 from .compute.ports import ComputeBusy, PromptRefused
+from .compute.purchase import TOKENS_PER_S_MIN
 from .inference import features_of, input_tokens_max, task_of
 from .node import DISCOVER_WAIT_S
 from .past import recall

@@ -13,21 +13,16 @@ number of sellers it takes.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from pydantic_core import from_json
-
 from coase.agents.buyer import TOO_DEAR
 from coase.agents.inference import (
     LONGEST,
     SEED_SPACE,
-    features_of,
-    input_tokens_max,
     task_of,
     tokens_at_most,
     tool_calls_of,
@@ -56,6 +51,8 @@ from .ports import (
     check_texts,
     failed,
 )
+from .purchase import DEAL_MAX_S, Bought, PromptPurchase
+from .rates import Rates
 from .routing import RouteBook
 from .scout import FREE, Scout
 from .ways import Size
@@ -75,23 +72,16 @@ log = logging.getLogger(__name__)
 
 SELLERS_MAX: Final = 4  # For one prompt, one after the other; then the market has no answer.
 DELIVER_WITHIN_S: Final = 60
-# On top of that for each so many tokens: a large model on a processor writes no faster.
-TOKENS_PER_S_MIN: Final = 8
 # The longest tokens of the usual vocabularies are runs of blanks. Whoever shows more than the
 # answer can hold is not writing it.
 TOKEN_MAX_CHARS: Final = 128
 # Between two parts of an answer. A part leaves a seller every 16 tokens or 200 ms.
 STALL_MAX_S: Final = 10
-# Asking, bargaining, agreeing and locking, before the time to deliver begins.
-DEAL_MAX_S: Final = 30
 DECIDE_AFTER_MS: Final = 300  # A person waits for the first word.
 REPLY_WITHIN_MS: Final = 5_000  # Then nobody sells it.
-BIDS_READ_MAX: Final = 16  # Of those that come until the round closes.
 REFUSED: Final = "the result was refused"
 """How the reason begins why a deal failed whose result was not accepted."""
-ASKED_REPLY_MS: Final = 1_500  # Chosen sellers that are silent for so long are not there.
 # A text that begins as the answer did, for so long, is the answer from its beginning.
-MARKS_MAX_TOKENS: Final = 64  # Of beginnings and ends, which no text shows.
 SETTLEMENTS: Final = ("none", "channel", "escrow")
 SEAM_MIN_CHARS: Final = 8
 LIMITS: Final = Limits(
@@ -128,37 +118,6 @@ class NoOffer(ComputeFailed):
     """Whether somebody did, and only the price was in the way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bought:
-    """One deal that an answer took."""
-
-    seller: str
-    deal: str
-    model: str
-    price_units: int
-    """What was locked at most."""
-    paid_units: int | None
-    """What it cost in the end; None while that is open."""
-    symbol: str
-    decimals: int
-
-    @property
-    def cost_units(self) -> int:
-        """What it costs at most: its price, unless more is known."""
-        return self.price_units if self.paid_units is None else self.paid_units
-
-    @property
-    def price(self) -> str:
-        """The highest price, for people."""
-        return f"{units_to_text(self.price_units, self.decimals)} {self.symbol}"
-
-    @property
-    def paid(self) -> str:
-        """What was paid, for people; nothing while nothing was."""
-        units = self.paid_units or 0
-        return f"{units_to_text(units, self.decimals)} {self.symbol}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoughtChunk(Chunk):
     """A piece of a bought answer, with the deals that it took so far, the present one last."""
@@ -191,6 +150,7 @@ class MarketCompute(Compute):
         self.settlements = tuple(settlements)
         """How a prompt may be paid, what is liked best first: within a firm not at all."""
         self.book = book if book is not None else RouteBook()
+        self.rates = Rates(agent)
         self.scout = Scout(agent, self.book, most_units=lambda: self.most_units)
         self.deliver_within_s, self.stall_max_s = deliver_within_s, stall_max_s
         self.decide_after_ms, self.reply_within_ms = decide_after_ms, reply_within_ms
@@ -320,7 +280,8 @@ class MarketCompute(Compute):
                     ) from error
 
     async def close(self) -> None:
-        """Listen no more to offers; the agent and its node belong to the caller."""
+        """Listen no more to offers, and agree on no rates; the agent belongs to the caller."""
+        await self.rates.close()
         await self.scout.close()
 
 
@@ -422,7 +383,7 @@ class MarketCall:
             log.warning("going on with another seller: %s", why)
         raise failed("no seller delivered", why=str(why), todo="Ask again later") from why
 
-    def _purchase(self, tokens_left: int, *, anew: bool) -> _Purchase:
+    def _purchase(self, tokens_left: int, *, anew: bool) -> PromptPurchase:
         """Return the next purchase, begun."""
         order = task_of(
             self._prompt,
@@ -430,7 +391,7 @@ class MarketCall:
             begun="" if anew else self._shown,
             max_tokens=self._prompt.max_tokens if anew else tokens_left,
         )
-        return _Purchase(
+        return PromptPurchase(
             self._market,
             order,
             self._left(),
@@ -438,11 +399,23 @@ class MarketCall:
             allowed=self._readers(),
             chosen=bool(self._asked),
             settlements=self._settlements,
+            contract=self._rates_for(order),
         )
+
+    def _rates_for(self, order: Inference) -> Thread | None:
+        """Return a rate contract with the seller who had best be asked, if there is one."""
+        first = next((seller for seller in self._pick.asked if seller in self._asked), "")
+        if not first:
+            return None
+        most = self._left() if self._settlements != (FREE,) else 0
+        contract = self._market.rates.find(first, order, most_units=most)
+        if contract is None or contract.method not in self._settlements:
+            return None
+        return contract
 
     def _learn(
         self,
-        purchase: _Purchase,
+        purchase: PromptPurchase,
         *,
         delivered: Delivered | None = None,
         why: str = "",
@@ -460,6 +433,9 @@ class MarketCall:
         book.left(seller, model, now_ms=now_ms)
         if delivered is not None:
             outcome = "answered"
+            if self._pick.asked and purchase.deal is not None:
+                order, within_s = purchase.order, purchase.within_s
+                self._market.rates.delivered(purchase.deal, order, within_s=within_s)
             size = Size(delivered.input_tokens, delivered.output_tokens)
             book.delivered(
                 seller, model, size, first_us=first_us or took_us, took_us=took_us, now_ms=now_ms
@@ -506,7 +482,7 @@ class MarketCall:
         if length > self._prompt.max_tokens * TOKEN_MAX_CHARS:
             raise _Unfit("it showed more than the answer can hold")
 
-    def _note(self, purchase: _Purchase, *, failure: DealFailed | None = None) -> None:
+    def _note(self, purchase: PromptPurchase, *, failure: DealFailed | None = None) -> None:
         """Keep the deal that a purchase came to, and what is known of its price."""
         bought = purchase.bought()
         if bought is None:
@@ -516,7 +492,7 @@ class MarketCall:
         self._bought = [b for b in self._bought if b.deal != bought.deal]
         self._bought.append(bought)
 
-    def _left_behind(self, purchase: _Purchase) -> None:
+    def _left_behind(self, purchase: PromptPurchase) -> None:
         """Keep the deal of a purchase that showed nothing: it may cost something yet."""
         bought = purchase.bought()
         if bought is not None and all(deal.deal != bought.deal for deal in self._bought):
@@ -576,158 +552,6 @@ class MarketCall:
 
 class _Unfit(Exception):
     """A seller shows what cannot be the answer, or not how it goes on."""
-
-
-class _Purchase:
-    """One purchase that runs beside its reader."""
-
-    def __init__(
-        self,
-        market: MarketCompute,
-        order: Inference,
-        most_units: int,
-        *,
-        blocked: frozenset[str],
-        allowed: frozenset[str],
-        chosen: bool,
-        settlements: tuple[str, ...],
-    ) -> None:
-        self._market, self._blocked, self._allowed = market, blocked, allowed
-        self._chosen, self._settlements = chosen, settlements
-        self._begun_ns = time.monotonic_ns()
-        self.first_us = 0
-        """When it showed the first of its text; 0 while it did not."""
-        self.learnt = False
-        self._within_s = market.deliver_within_s + order.max_tokens // TOKENS_PER_S_MIN
-        self._parts: asyncio.Queue[str | None] = asyncio.Queue()
-        self._thread: Thread | None = None
-        self._input_max = input_tokens_max(order)
-        # Whoever reads owns it, and takes it away in ``leave``.
-        self._task = asyncio.create_task(self._buy(order, most_units))
-
-    @property
-    def seller(self) -> str:
-        """Who sells, once there is a deal; else nothing."""
-        return self._thread.counterparty if self._thread is not None else ""
-
-    async def next(self) -> str | None:
-        """Return the next part that the seller shows, or None when the purchase is over.
-
-        :raises TimeoutError: if the seller is silent for too long
-        """
-        silence_s: float = DEAL_MAX_S + self._within_s
-        if self.first_us:
-            silence_s = self._market.stall_max_s
-        async with asyncio.timeout(silence_s):
-            part = await self._parts.get()
-        if part is not None and not self.first_us:
-            self.first_us = max(self.elapsed_us(), 1)
-        return part
-
-    def elapsed_us(self) -> int:
-        """Return how long it has taken so far."""
-        return (time.monotonic_ns() - self._begun_ns) // 1_000
-
-    def result(self) -> Delivered:
-        """Return what was delivered; raises what the purchase raised."""
-        return _believed(self._task.result().result, input_max=self._input_max)
-
-    def bought(self) -> Bought | None:
-        """Return the deal as far as it is known."""
-        if self._thread is None or self._market.agent.node is None:
-            return None
-        asset, terms = self._market.agent.node.settlement.asset, self._thread.agreed_terms
-        paid: int | None = None
-        if self._task.done() and not self._task.cancelled() and self._task.exception() is None:
-            paid = self._task.result().paid_units
-        elif self._thread.streamed:
-            paid = self._vouchers()
-        return Bought(
-            self._thread.counterparty,
-            self._thread.deal,
-            terms.work.model,
-            terms.price_units,
-            paid,
-            asset.symbol,
-            asset.decimals,
-        )
-
-    def _vouchers(self) -> int | None:
-        """Return what vouchers have paid of a deal that is paid as it comes, as far as it is."""
-        buying, thread = self._market.agent.buying, self._thread
-        if buying is None or thread is None:
-            return None
-        ask, now = buying.asks.get(thread.request_id), buying.desk.threads.get(thread.deal)
-        if ask is not None and ask.outcome is not None and ask.outcome.deal == thread.deal:
-            return ask.outcome.view.to_seller_units
-        return now.paid_units if now is not None and self._task.done() else None
-
-    async def leave(self) -> None:
-        """Wait for it no more. What was agreed goes its way without a reader."""
-        self._task.cancel()
-        await asyncio.wait((self._task,))
-        if not self._task.cancelled():
-            self._task.exception()  # Looked at, so that nobody complains that none did.
-
-    async def _buy(self, order: Inference, most_units: int) -> Purchase[Delivered]:
-        agent, market = self._market.agent, self._market
-        reply_ms, bids_max = market.reply_within_ms, BIDS_READ_MAX
-        if self._chosen:  # No more offers than theirs are waited for.
-            reply_ms, bids_max = min(reply_ms, ASKED_REPLY_MS), len(self._allowed)
-        assert agent.node is not None
-        try:
-            return await agent.purchase(
-                "inference",
-                order,
-                returns=Delivered,
-                check=lambda made: _unfit(made, order),
-                max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
-                deliver_within=self._within_s,
-                model=order.model,
-                input_max=self._input_max,
-                output_max=order.max_tokens,
-                features=features_of(order),
-                decide_after_ms=market.decide_after_ms,
-                reply_within_ms=reply_ms,
-                blocked=self._blocked,
-                allowed=self._allowed,
-                bids_max=bids_max,
-                settlements=self._settlements,
-                on_text=self._parts.put_nowait,
-                on_agreed=self._agreed,
-            )
-        finally:
-            self._parts.put_nowait(None)
-
-    def _agreed(self, thread: Thread) -> None:
-        self._thread = thread
-        model, now_ms = thread.agreed_terms.work.model, clock_ms()
-        self._market.book.began(thread.counterparty, model, now_ms=now_ms)
-
-
-def _believed(made: Delivered, *, input_max: int) -> Delivered:
-    """Return an answer whose counts are what they can be: a token has a byte at least."""
-    said = [made.text, made.thinking, *(call.model_dump_json() for call in made.tool_calls)]
-    most = sum(len(text.encode("utf-8", "replace")) for text in said) + MARKS_MAX_TOKENS
-    counts = {
-        "input_tokens": min(made.input_tokens, input_max),
-        "output_tokens": min(made.output_tokens, most),
-    }
-    return made.model_copy(update=counts)
-
-
-def _unfit(made: Delivered, order: Inference) -> str | None:
-    """Return what is wrong with an answer whatever its words are, or None."""
-    if not (made.text.strip() or made.thinking.strip() or made.tool_calls):
-        return "the answer is empty"
-    if made.tool_calls and not order.tools:
-        return "it calls tools that nobody gave it"
-    if order.response_schema and made.finish != "length" and not made.tool_calls:
-        try:
-            from_json(made.text)
-        except ValueError:
-            return "it is bound to a schema, and no JSON"
-    return None
 
 
 def _fault(made: Vectors, texts: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coase.agents import Agent
-from coase.agents.compute import market as bought
+from coase.agents.compute import purchase as bought
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import MarketCompute
 from coase.agents.compute.router import RouterCompute, Unreachable
@@ -24,34 +24,34 @@ def made(text: str = "Because.", **more: object) -> Completion:
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_answer_that_says_nothing_is_none(text: str) -> None:
-    assert bought._unfit(made(text), ASKED) == "the answer is empty"
-    assert bought._unfit(made(text, thinking="hm"), ASKED) is None
+    assert bought.unfit(made(text), ASKED) == "the answer is empty"
+    assert bought.unfit(made(text, thinking="hm"), ASKED) is None
 
 
 def test_tools_are_called_only_where_there_are_some() -> None:
     call = Called(name="rm", arguments="{}", id="1")
-    assert "tools" in (bought._unfit(made(tool_calls=(call,)), ASKED) or "")
+    assert "tools" in (bought.unfit(made(tool_calls=(call,)), ASKED) or "")
     tool = Function(name="rm", description="", parameters="{}")
     assert (
-        bought._unfit(made("", tool_calls=(call,)), ASKED.model_copy(update={"tools": (tool,)}))
+        bought.unfit(made("", tool_calls=(call,)), ASKED.model_copy(update={"tools": (tool,)}))
         is None
     )
 
 
 def test_what_a_schema_binds_is_json_unless_it_was_cut_off() -> None:
     bound = ASKED.model_copy(update={"response_schema": '{"type": "object"}'})
-    assert "no JSON" in (bought._unfit(made("this is none"), bound) or "")
-    assert bought._unfit(made('{"a": 1}'), bound) is None
-    assert bought._unfit(made('{"a": ', finish="length"), bound) is None
+    assert "no JSON" in (bought.unfit(made("this is none"), bound) or "")
+    assert bought.unfit(made('{"a": 1}'), bound) is None
+    assert bought.unfit(made('{"a": ', finish="length"), bound) is None
 
 
 def test_a_seller_counts_no_more_tokens_than_there_can_be() -> None:
     most = input_tokens_max(ASKED)
     boast = made("Short.", input_tokens=10**9, output_tokens=10**9)
-    told = bought._believed(boast, input_max=most)
+    told = bought.believed(boast, input_max=most)
     assert told.output_tokens <= 6 + bought.MARKS_MAX_TOKENS
     assert told.input_tokens < 10_000
-    assert bought._believed(made(), input_max=most) == made()
+    assert bought.believed(made(), input_max=most) == made()
 
 
 @pytest.mark.anyio

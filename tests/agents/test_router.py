@@ -276,7 +276,7 @@ async def test_a_model_that_somebody_brings_along_is_found_when_it_is_asked_for(
 async def test_a_seller_that_has_gone_is_asked_once_and_then_left_alone(
     place: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coase.agents.compute.market.ASKED_REPLY_MS", 300)
+    monkeypatch.setattr("coase.agents.compute.purchase.ASKED_REPLY_MS", 300)
     bought = await buyer_in(place, there := honest(price="0.04"))
     router = RouterCompute(market=bought)
     await bought.models()
