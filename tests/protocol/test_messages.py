@@ -71,6 +71,14 @@ def samples() -> dict[str, dict[str, Any]]:
         "evidence": B32,
         "signature": SIGNATURE,
     }
+    found["call"] = {
+        **found["task"],
+        "number": 1,
+        "lock_by_s": 1,
+        "price_units": "1",
+        "input_max": 1,
+        "output_max": 1,
+    }
     found["evidence"] = {
         "terms": found["offer"]["terms"],
         "task_salt": B32,
