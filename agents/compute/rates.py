@@ -98,13 +98,19 @@ class Rates:
             if rates.contract is not None and rates.contract.deal == contract.deal:
                 rates.contract = None
 
+    async def ready(self) -> None:
+        """Return once no rates are being agreed on."""
+        if tasks := self._agreeing():
+            await asyncio.wait(tasks)
+
     async def close(self) -> None:
         """Agree on nothing more; what was agreed ends by itself."""
-        tasks = [r.agreeing for r in self._rates.values() if r.agreeing is not None]
-        for task in tasks:
+        for task in self._agreeing():
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self.ready()
+
+    def _agreeing(self) -> list[asyncio.Task[None]]:
+        return [r.agreeing for r in self._rates.values() if r.agreeing is not None]
 
     async def _agree(self, rates: _Rates, deal: Thread, order: Inference, within_s: int) -> None:
         terms, work = deal.agreed_terms, deal.agreed_terms.work

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from coase.agents.backends.sqlite import SqliteJournal
+from coase.agents.beside import Beside
 from coase.agents.config import NatsAddress, Network
 from coase.agents.node import Node, running
 from coase.agents.seller import Windows
 from coase.escrow.backends.memory import MemoryChain, MemorySettlement, seal_for_ever
+from coase.escrow.backends.memory_channels import MemoryChannels, MemoryLedger
 from coase.protocol.backends.memory import MemoryNetwork
 from coase.protocol.identity import Identity
 from coase.protocol.session import Margins
@@ -46,6 +48,8 @@ class Market:
             await self.node.add(agent)
             if units:
                 self.chain.mint(agent.address, units)
+            if isinstance(self.node.channels, MemoryChannels):
+                self.node.channels.ledger.mint(agent.address, FUNDS)
 
     async def rest(self) -> None:
         """Return when no deal is open."""
@@ -75,11 +79,17 @@ class Market:
 
 @asynccontextmanager
 async def market(
-    folder: Path, *, asset: Asset = ASSET, faucet: bool = True, margins: Margins | None = MARGINS
+    folder: Path,
+    *,
+    asset: Asset = ASSET,
+    faucet: bool = True,
+    margins: Margins | None = MARGINS,
+    channels: bool = False,
 ) -> AsyncIterator[Market]:
     """Yield a running market with an arbiter; checks at the end that no unit came or went.
 
-    Without ``margins`` they are those that the chain of ``asset`` asks for.
+    Without ``margins`` they are those that the chain of ``asset`` asks for. With ``channels`` there
+    are some, on a ledger of their own.
     """
 
     def clock_s() -> int:
@@ -102,13 +112,21 @@ async def market(
     journal = SqliteJournal(folder / "journal.sqlite")
     settlement = MemorySettlement(chain, clock_s)
     transport = MemoryNetwork(net="test").transport()
-    node = Node(network, transport, settlement, journal, seed=seed, margins=margins)
+    ledger = MemoryLedger(asset, time_s=clock_s())
+    beside = Beside(channels=MemoryChannels(ledger)) if channels else None
+    node = Node(network, transport, settlement, journal, seed=seed, margins=margins, beside=beside)
     async with anyio.create_task_group() as group:
 
         async def seal() -> None:
             await seal_for_ever(chain, clock_s, interval_s=BLOCK_S)
 
+        async def pass_time() -> None:
+            while True:
+                ledger.time_s = clock_s()
+                await anyio.sleep(BLOCK_S)
+
         group.start_soon(seal)
+        group.start_soon(pass_time)
         try:
             async with running(node):
                 yield Market(node, chain, await node.add_arbiter(arbiter_key))

@@ -98,7 +98,7 @@ async def test_chosen_sellers_are_asked_alone_and_others_only_if_they_are_silent
     compute = MarketCompute(buyer, max_price="0.05")
     assert (await read(compute, Pick(asked=(dear.address,))))[1] == [dear.address]
     nobody = "0x" + "9" * 40
-    monkeypatch.setattr("coase.agents.compute.market.ASKED_REPLY_MS", 300)
+    monkeypatch.setattr("coase.agents.compute.purchase.ASKED_REPLY_MS", 300)
     silent = Pick(asked=(nobody,), allowed=frozenset({nobody, dear.address}))
     assert (await read(compute, silent))[1] == [dear.address]
     assert (await read(compute, Pick(banned=frozenset({cheap.address}))))[1] == [dear.address]
