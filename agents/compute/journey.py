@@ -231,14 +231,15 @@ class Journey:
         """Yield what the engine here writes, and learn from it."""
         local, book, begun_ns = self._means.local, self._means.book, time.monotonic_ns()
         assert local is not None
-        prompt, seam = self._going_on(leg.model), Seam("".join(self._texts))
+        prompt = self._going_on(leg.model)
+        seam = Seam("".join(self._texts)) if self._texts else None
         first_us, outcome, why = 0, "too late", ""
         book.began(HERE, leg.model, now_ms=clock_ms())
         try:
             async with aclosing(local.stream(prompt)) as chunks:
                 async for chunk in chunks:
                     first_us = first_us or _since_us(begun_ns)
-                    if self._texts and chunk.text:
+                    if seam is not None and chunk.text:
                         chunk = replace(chunk, text=seam.take(chunk.text))
                     if chunk.done:  # What it took is to be told with it.
                         outcome = "answered"

@@ -491,12 +491,13 @@ def _error_text(body: Any) -> str:
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
-    """Yield the lines of a byte stream; None for one that is too long."""
+    """Yield the lines of a byte stream that hold anything; None for one that is too long."""
     rest = b""
     async for part in parts:
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
-            yield line.rstrip(b"\r")
+            if line:
+                yield line.rstrip(b"\r")
         if len(rest) > LINE_MAX_BYTES:
             yield None
             return
