@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
@@ -196,6 +197,10 @@ async def _serve(
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         )
         await _announce(router, own, at, as_json=as_json)
+        # What is loaded by now stays. To search it for rubbish too, as Python does every few
+        # hundred answers, holds all of them up for 40 ms.
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         async with anyio.create_task_group() as group:
             if market is not None and market.agent.node is not None:
                 group.start_soon(watch_links, market.agent.node)
@@ -233,7 +238,7 @@ def _doors(
         from coase.tools.gateway.server import LOOPBACK, Doors, read_keys
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"{error.name} is missing: pip install starlette uvicorn (the extra coase[gateway])"
+            f"{error.name} is missing: pip install starlette uvicorn httptools (coase[gateway])"
         ) from None
 
     keys: tuple[str, ...] = ()

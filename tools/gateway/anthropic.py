@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from coase.agents.compute.ports import (
     TOP_K_MAX,
@@ -53,6 +53,7 @@ from .parts import (
     tool_of,
     with_ids,
 )
+from .sending import Last, Streamed, json_bytes
 
 ROLES = ("user", "assistant", "system")
 TEMPERATURE_DEFAULT = 1.0
@@ -92,11 +93,8 @@ async def messages(request: Request) -> Response:
         "model": prompt.model,
     }
     if fields.flag("stream"):
-        return StreamingResponse(
-            _events(answer, head),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store", **answer.headers()},
-        )
+        events = _events(answer, head)
+        return Streamed(events, media_type="text/event-stream", headers=answer.headers())
     made = await whole(request, answer)
     body = {
         **head,
@@ -314,10 +312,11 @@ class _Blocks:
         return [*self.end(), *self.delta("tool_use", opening, delta), *self.end()]
 
 
-async def _events(answer: Answer, head: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, head: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     empty = Usage(input_tokens=0, output_tokens=0)
     opening = {**head, "content": [], "stop_reason": None, "stop_sequence": None}
-    yield _event("message_start", message={**opening, "usage": _usage(empty)})
+    # What opens the stream leaves with the first piece, which is there already.
+    before = [_event("message_start", message={**opening, "usage": _usage(empty)})]
     blocks, reason, said = _Blocks(), "stop", False
     try:
         async for chunk in answer.chunks():
@@ -327,27 +326,23 @@ async def _events(answer: Answer, head: dict[str, Any]) -> AsyncIterator[bytes]:
             for id_, call in with_ids(chunk.tool_calls):
                 events += blocks.call(id_, call)
             said = said or bool(events)
-            for event in events:
-                yield event
+            if events or before:
+                yield b"".join((*before, *events))
+                before = []
     except CoaseError as error:
         body = error_body(wrong(error))
-        yield _event("error", error=body["error"])
+        yield Last(_event("error", error=body["error"]))
         return
     # Clients expect a block, be it an empty one.
-    for event in blocks.end() if said else [*blocks.text(""), *blocks.end()]:
-        yield event
-    yield _event(
-        "message_delta",
-        delta={"stop_reason": _STOPS.get(reason, "end_turn"), "stop_sequence": None},
-        usage=_usage(answer.usage),
-        coase=answer.origin(),
-    )
-    yield _event("message_stop")
+    end = blocks.end() if said else [*blocks.text(""), *blocks.end()]
+    delta = {"stop_reason": _STOPS.get(reason, "end_turn"), "stop_sequence": None}
+    usage, origin = _usage(answer.usage), answer.origin()
+    end.append(_event("message_delta", delta=delta, usage=usage, coase=origin))
+    yield Last(b"".join((*end, _event("message_stop"))))
 
 
 def _event(kind: str, **body: Any) -> bytes:
-    data = json.dumps({"type": kind, **body}, ensure_ascii=False).encode("utf-8", "replace")
-    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes({"type": kind, **body}))
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

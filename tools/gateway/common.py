@@ -44,6 +44,7 @@ from coase.agents.compute.ways import Place
 from coase.protocol.errors import BudgetExhausted, CoaseError
 
 from .calls import Told, call_of, made_by
+from .sending import WATCH
 from .wishes import BadWish, wish_of
 
 # A prompt of the largest size, with every character escaped, and all of its images as base64.
@@ -486,30 +487,15 @@ async def able(request: Request, name: str, what: Capability) -> bool:
 
 
 async def unless_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T:
-    """Return what ``work`` gives; end it when the client has gone.
+    """Return what ``work`` gives; from now on all ends when the client goes.
 
-    :raises Wrong: if it fails, or the client went
+    :raises Wrong: if it fails
     """
-    done: list[T] = []
-    failure: CoaseError | None = None
-    async with anyio.create_task_group() as group:
-
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
-
-        group.start_soon(watch)
-        try:
-            done.append(await work())
-        except CoaseError as error:
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise wrong(failure) from failure
-    if not done:
-        raise Wrong(499, "the client went away")
-    return done[0]
+    request.scope[WATCH].begin()
+    try:
+        return await work()
+    except CoaseError as error:
+        raise wrong(error) from error
 
 
 def new_id(prefix: str) -> str:

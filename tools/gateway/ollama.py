@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final, cast
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from coase.agents.compute.ports import (
     PENALTY_MAX_PERMILLE,
@@ -51,6 +50,7 @@ from .parts import (
     texts_of,
     with_ids,
 )
+from .sending import Last, Streamed, json_bytes
 
 # Clients compare it to the version that brought what they want to use. What is served here is
 # what this one had: tools, thinking at levels, log-probabilities.
@@ -339,11 +339,8 @@ async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: Shape
     except Wrong as error:
         raise _renamed(error, name) from error
     if fields.flag("stream", True):
-        return StreamingResponse(
-            _lines(answer, name, shape),
-            media_type="application/x-ndjson",
-            headers={"cache-control": "no-store", **answer.headers()},
-        )
+        lines = _lines(answer, name, shape)
+        return Streamed(lines, media_type="application/x-ndjson", headers=answer.headers())
     made = await whole(request, answer)
     last = Chunk(done=True, done_reason="length" if made.reason == "length" else "stop")
     said = replace(last, text=made.text, thinking=made.thinking, tool_calls=made.tool_calls)
@@ -351,21 +348,24 @@ async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: Shape
     return JSONResponse({**body, **_metrics(answer)}, headers=answer.headers())
 
 
-async def _lines(answer: Answer, name: str, shape: Shape) -> AsyncIterator[bytes]:
+async def _lines(answer: Answer, name: str, shape: Shape) -> AsyncGenerator[bytes, None]:
     def says(chunk: Chunk) -> bool:
         return bool(chunk.text or chunk.logprobs or chunk.thinking or chunk.tool_calls)
 
     try:
         async for chunk in answer.chunks():
-            if chunk.done and says(chunk):
-                yield _line(_part(name, replace(chunk, done=False), shape))
+            line = b""
+            if says(chunk):
+                said = replace(chunk, done=False) if chunk.done else chunk
+                line = _line(_part(name, said, shape))
             if chunk.done:
                 last = Chunk(done=True, done_reason=chunk.done_reason)
-                yield _line({**_part(name, last, shape), **_metrics(answer)})
-            elif says(chunk):
-                yield _line(_part(name, chunk, shape))
+                line += _line({**_part(name, last, shape), **_metrics(answer)})
+                yield Last(line)
+            elif line:
+                yield line
     except CoaseError as error:
-        yield _line(error_body(wrong(error)))
+        yield Last(_line(error_body(wrong(error))))
 
 
 def _part(name: str, chunk: Chunk, shape: Shape) -> dict[str, Any]:
@@ -401,7 +401,7 @@ def _message(text: str) -> dict[str, Any]:
 
 
 def _line(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    return json_bytes(body) + b"\n"
 
 
 def _now() -> str:

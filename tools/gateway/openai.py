@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from coase.agents.compute.ports import (
     PENALTY_MAX_PERMILLE,
@@ -64,6 +63,7 @@ from .parts import (
     texts_of,
     with_ids,
 )
+from .sending import Last, Streamed, json_bytes
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PENALTY_MAX = PENALTY_MAX_PERMILLE // 1_000
@@ -402,10 +402,10 @@ async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: _Chat
         "system_fingerprint": None,
     }
     if stream:
-        return StreamingResponse(
+        return Streamed(
             _events(answer, head, shape, with_usage=with_usage),
             media_type="text/event-stream",
-            headers={"cache-control": "no-store", **answer.headers()},
+            headers=answer.headers(),
         )
     made = await whole(request, answer)
     choice = {
@@ -420,31 +420,37 @@ async def _answer(request: Request, fields: Fields, prompt: Prompt, shape: _Chat
 
 async def _events(
     answer: Answer, head: dict[str, Any], shape: _Chat, *, with_usage: bool
-) -> AsyncIterator[bytes]:
-    def event(choice: dict[str, Any] | None, **more: Any) -> bytes:
-        choices = []
-        if choice is not None:
-            choices = [{"index": 0, "logprobs": None, "finish_reason": None, **choice}]
-        return _sse({**head, "choices": choices, **more})
+) -> AsyncGenerator[bytes, None]:
+    usual = {"index": 0, "logprobs": None, "finish_reason": None}
+    # Nearly all events are alike but for their text; what they share is written once.
+    begun = _sse({**head, "choices": [usual]}).removesuffix(b"}]}\n\n")
 
-    reason = "stop"
+    def event(choice: dict[str, Any]) -> bytes:
+        if choice.keys() & usual.keys():
+            return _sse({**head, "choices": [{**usual, **choice}]})
+        return b"%b,%b]}\n\n" % (begun, json_bytes(choice)[1:])
+
+    # What opens the stream leaves with the first piece, which is there already.
+    reason, before = "stop", event(shape.first())
     try:
-        yield event(shape.first())
         async for chunk in answer.chunks():
             reason = chunk.done_reason or reason
-            if chunk.text or chunk.logprobs or chunk.thinking or chunk.tool_calls:
-                yield event(shape.piece(chunk))
+            said = chunk.text or chunk.logprobs or chunk.thinking or chunk.tool_calls
+            if said or before:
+                yield before + (event(shape.piece(chunk)) if said else b"")
+                before = b""
     except CoaseError as error:
-        yield _sse(error_body(wrong(error)))
+        yield Last(_sse(error_body(wrong(error))))
         return
-    yield event({**shape.end(), "finish_reason": reason}, coase=answer.origin())
+    last = {**usual, **shape.end(), "finish_reason": reason}
+    end = [_sse({**head, "choices": [last], "coase": answer.origin()})]
     if with_usage:
-        yield event(None, usage=_usage(answer.usage))
-    yield b"data: [DONE]\n\n"
+        end.append(_sse({**head, "choices": [], "usage": _usage(answer.usage)}))
+    yield Last(b"".join((*end, b"data: [DONE]\n\n")))
 
 
 def _sse(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+    return b"data: %b\n\n" % json_bytes(body)
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

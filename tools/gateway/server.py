@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from coase.agents.charges import charging
 from coase.agents.compute.router import RouterCompute
@@ -27,6 +28,7 @@ from . import anthropic, ollama, openai
 from .calls import SCOPE, TAG_HEADER, Call, tag_of
 from .common import Wrong
 from .keys import ApiKey, Callers, digest_of
+from .sending import WATCH, Watch
 
 if TYPE_CHECKING:
     from .calls import Till
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 CONCURRENCY_MAX: Final = 512  # Requests inside; more are told so at once.
 CLOSE_MAX_S: Final = 5  # For answers under way when it ends.
 KEEP_ALIVE_S: Final = 30
+# Programs send some hundred bytes of headers, browsers with many cookies some thousand.
+HEAD_SIZE_MAX_BYTES: Final = 64 * 1024
+CLIENT_WENT: Final = 499  # What is written down of a client that did not wait for any status.
 PREFLIGHT_AGE_S: Final = 600  # For so long a browser need not ask again.
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _METHODS: Final = "GET, HEAD, POST, DELETE, OPTIONS"
@@ -176,18 +181,21 @@ class _Door:
         tag = tag_of(Headers(scope=scope).get(TAG_HEADER, ""))
         account = key.name if key.digest else ""
         call = scope[SCOPE] = Call(till=self._books.till, key=key.name, account=account, tag=tag)
-        status = 0
+        watch = scope[WATCH] = Watch(receive)
+        status = CLIENT_WENT
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif not message.get("more_body"):
+                watch.end()
             await send(message)
 
         self._inside += 1
         try:
             with charging(call.charge):
-                await self._app(scope, receive, sending)
+                await watch.over(self._app(scope, receive, sending))
         finally:
             self._inside -= 1
             try:
@@ -283,6 +291,7 @@ async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncIterator[str]:
         app,
         host=host,
         port=port,
+        http=_Protocol,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -305,6 +314,35 @@ async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncIterator[str]:
             yield f"http://{name}:{at[1]}"
         finally:
             server.should_exit = True
+
+
+class _Protocol(HttpToolsProtocol):
+    """Reads requests, and no head of one without an end: its parser would keep all of it."""
+
+    _head_bytes = 0
+    """Received since there was a whole head, a part of a body or the end of a request."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes, and go when it is too much of a head."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > HEAD_SIZE_MAX_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too long.")
+
+    def on_headers_complete(self) -> None:
+        """Count anew."""
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count anew."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Count anew."""
+        self._head_bytes = 0
+        super().on_message_complete()
 
 
 class _Server(uvicorn.Server):

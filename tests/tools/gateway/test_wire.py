@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.router import RouterCompute
-from coase.tools.gateway.server import application, serving
+from coase.tools.gateway.server import HEAD_SIZE_MAX_BYTES, application, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -97,3 +97,62 @@ async def test_one_connection_serves_many_requests_the_failed_ones_too() -> None
             else:
                 length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
                 await reader.readexactly(length)
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "piece"),
+    [
+        (HEAD + b"x-long: ", b"x" * 1_024),
+        (HEAD, b"x-many: 1\r\n" * 100),
+        (CHUNKED + b"0\r\n", b"x-trailer: 1\r\n" * 100),
+        (CHUNKED + b"1;extension=", b"x" * 1_024),
+    ],
+    ids=["a header", "headers", "trailers", "an extension"],
+)
+async def test_a_head_without_an_end_is_not_kept(begun: bytes, piece: bytes) -> None:
+    async with connected(EchoCompute()) as (reader, writer):
+        writer.write(begun)
+        answer = asyncio.create_task(reader.read())
+        for _ in range(100_000):
+            if answer.done():
+                break
+            writer.write(piece)
+            with suppress(ConnectionError):
+                await writer.drain()
+            await asyncio.sleep(0)
+        with suppress(ConnectionError):
+            assert b" 400 " in (await answer).partition(b"\r\n")[0]
+
+
+async def test_a_body_may_be_longer_than_any_head() -> None:
+    text = "x" * (4 * HEAD_SIZE_MAX_BYTES)
+    async with connected(EchoCompute()) as (reader, writer):
+        messages = [{"role": "user", "content": text}]
+        writer.write(request("/v1/chat/completions", BODY | {"messages": messages}))
+        assert b" 200 " in await reader.readuntil(b"\r\n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_away_ends_what_is_done_for_it(stream: bool) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    class Endless(EchoCompute):
+        async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+            try:
+                async for chunk in super().stream(prompt):
+                    yield chunk
+                    begun.set()
+                    await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    async with connected(Endless()) as (_, writer):
+        writer.write(request("/v1/chat/completions", BODY | {"stream": stream}))
+        await begun.wait()
+        assert not ended.is_set()
+        writer.close()
+        await ended.wait()
