@@ -99,7 +99,8 @@ class Delivery(Memory):
 
     def _uncalled(self, thread: Thread, answer: Nack, step: Step, *, now_ms: int) -> None:
         """End the deal of a call that its seller does not begin: it can be asked for as usual."""
-        if thread.state in BOUND and thread.result is None:
+        begun = thread.chunks or thread.result is not None
+        if thread.state in BOUND and not begun:
             self._withdraw(thread.deal, f"{CALL_REFUSED}: {answer.reason}", step, now_ms=now_ms)
             self.close_if_over(thread.deal, step, now_ms=now_ms)
 

@@ -173,9 +173,9 @@ class SellerDesk:
         quote = ware.strategy.quote(request, header.sender, load=load, now_ms=now_ms)
         if quote is None or quote.verification not in request.verifications:
             return
-        if request.is_standing and not self.desk.standing.has_room(header.sender):
-            return
         method = self._method(header, request, ware, quote)
+        if request.is_standing and not self.desk.standing.has_room(header.sender, method):
+            return
         if not method or not self._can_stake(request, method, quote):
             return
         deal = thread_id(header.id, header.sender, self.desk.me)
@@ -325,7 +325,8 @@ class SellerDesk:
             return "expired"
         ware = self.wares.get(thread.request.capability)
         if thread.is_contract:
-            return "" if self.desk.standing.has_room(thread.counterparty) else "capacity"
+            has_room = self.desk.standing.has_room(thread.counterparty, thread.method)
+            return "" if has_room else "capacity"
         if ware is None or self.load(ware.capability) >= ware.capacity:
             return "capacity"
         return ""

@@ -53,11 +53,15 @@ class Standing:
         self._last[contract] = number
         return number
 
-    def has_room(self, buyer: AgentId) -> bool:
-        """Return whether we would bind ourselves to one more rate contract with ``buyer``."""
+    def has_room(self, buyer: AgentId, method: str) -> bool:
+        """Return whether we would bind ourselves to one more rate contract with ``buyer``.
+
+        Whoever pays must have a channel with us already: names cost nothing, and places are few.
+        """
         desk = self.desk
         return (
-            len(desk.contracts(buyer)) < CONTRACTS_OF_ONE_MAX
+            (method == "none" or desk.streams.is_known(buyer))
+            and len(desk.contracts(buyer)) < CONTRACTS_OF_ONE_MAX
             and len(desk.contracts()) < CONTRACTS_MAX
         )
 
@@ -70,6 +74,8 @@ class Standing:
             and contract.side is Role.SELLER
             and contract.is_contract
             and contract.state is State.AGREED
+            # Of an earlier life nobody knows any more which numbers were called.
+            and contract.deal not in self.desk.abandoned
         )
 
     def opened(self, header: Header, step: Step, *, now_ms: int) -> bytes:

@@ -450,6 +450,10 @@ class Streams:
         """Return whether we would sell to ``buyer`` what costs so much before it is first paid."""
         return self.enabled and at_once_units <= self.trusted_units(buyer)
 
+    def is_known(self, buyer: AgentId) -> bool:
+        """Return whether ``buyer`` has a channel with us, which took a transaction to fill."""
+        return bool(self._sold_to(buyer))
+
     def trusted_units(self, buyer: AgentId) -> int:
         """Return what we deliver to ``buyer`` now before it is paid.
 

@@ -262,6 +262,45 @@ def test_what_the_rates_do_not_allow_is_not_called(
         market.call("x" * 50_000)
 
 
+def test_who_has_begun_a_call_cannot_refuse_it_any_more(market: Standing) -> None:
+    ask = market.call()
+    market.until(lambda: market.buyer.desk.threads[ask.chosen].chunks)
+    desk, thread = market.seller.desk, market.buyer.desk.threads[ask.chosen]
+    body = {"reason": "capacity", "detail": "", "now_ms": market.now_ms}
+    wire = desk.codec.encode(
+        kind="nack",
+        message_id="cd" * 16,
+        to=market.buyer.desk.me,
+        deal=thread.deal,
+        re=thread.task_id,
+        sent_ms=market.now_ms,
+        expires_ms=market.now_ms + 1_000,
+        plain=json.dumps(body).encode(),
+        key="",
+    )
+    market.perform(market.buyer, market.buyer.desk.hear(wire, now_ms=market.now_ms))
+    market.until(lambda: over(ask))
+    assert ask.outcome is not None
+    assert ask.outcome.state is State.SETTLED
+
+
+def test_a_stranger_gets_no_rates() -> None:
+    market = Streaming()
+    ask = market.ask("", settlements=("channel", "escrow"), **LIMITS)  # type: ignore[arg-type]
+    market.pass_ms(6_000)
+    assert not ask.chosen
+    assert not market.seller.desk.contracts()
+
+
+def test_rates_of_an_earlier_life_are_not_called_under(market: Standing) -> None:
+    contract = market.rates.chosen
+    again = market.restart(market.seller)
+    again.desk.seller = market.wares(again)
+    again.desk.abandoned = [thread.deal for thread in again.desk.contracts()]
+    assert again.desk.abandoned == [contract]
+    refused(market, market.call(), "unknown_deal")
+
+
 def test_an_escrow_takes_no_rates(market: Standing) -> None:
     market.seller.desk.streams.enabled = False
     ask = market.ask("", settlements=("channel", "escrow"), **LIMITS)  # type: ignore[arg-type]
