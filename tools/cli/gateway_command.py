@@ -60,7 +60,13 @@ def gateway(
         str, typer.Option(help="Who may see prompts: here (this machine), firm or market.")
     ] = "market",
     stall: Annotated[
-        int, typer.Option(min=1, max=600, help="Seconds of silence until another seller goes on.")
+        int,
+        typer.Option(
+            min=1,
+            max=600,
+            help="Seconds of silence until another seller goes on: until it has the task, and"
+            " between two parts of its text; thrice that before the first.",
+        ),
     ] = 10,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     allow_host: Annotated[

@@ -162,6 +162,8 @@ def _print_deals(deals: list[Row]) -> None:
 
 def _state(deal: Row) -> str:
     state, how = str(deal["state"]), str(deal["how"]).replace("_", " ")
+    if deal.get("rates"):  # By itself it costs nothing; what was called for has rows of its own.
+        return "rates for calls" if deal["open"] else f"rates, over: {deal['why']}"
     if deal["open"]:
         return f"{state}, open"
     if how in ("open", state):
@@ -228,6 +230,8 @@ def _print_history(row: Row) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if row.get("contract"):
+        out.print(f"called for under the rates of {row['contract']}", highlight=False)
     shown = table("", "time", "after", "who", "did what", "then")
     shown.add_column("price", justify="right", no_wrap=True)
     shown.add_column("transaction", no_wrap=True)
@@ -244,7 +248,9 @@ def _print_history(row: Row) -> None:
             tx[:14],
         )
     out.print(shown)
-    if row["open"]:
+    if row.get("rates"):
+        line = f"{_state(row)}; nothing is owed for them, and what was called for is paid by itself"
+    elif row["open"]:
         from coase.protocol.states import State, silence_of
 
         silence = silence_of(State(row["state"]), row.get("method", "escrow"))
