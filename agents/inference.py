@@ -538,6 +538,11 @@ def tokens_at_most(texts: tuple[str, ...]) -> int:
     return size * 2 // BYTES_PER_TOKEN + 2 * len(texts)
 
 
+def longest_of(order: Embedding) -> int:
+    """Return how many bytes the longest text of an order has."""
+    return max(len(text.encode("utf-8", "replace")) for text in order.texts)
+
+
 def _schema(text: str) -> dict[str, Any]:
     try:
         found = read_json(text)

@@ -15,7 +15,8 @@ from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
 from .asks import AskState
-from .compute.market import BoughtChunk, NoOffer
+from .compute.blame import NoOffer
+from .compute.market import BoughtChunk
 from .compute.ports import ComputeBusy, PromptRefused
 from .compute.purchase import TOKENS_PER_S_MIN
 from .inference import features_of, input_tokens_max, task_of

@@ -19,6 +19,7 @@ import anyio
 from coase.agents.runtime import clock_ms
 from coase.protocol.errors import BudgetExhausted, ComputeFailed
 
+from .blame import summed
 from .explain import OTHERS_MAX, Attempt, Explanation, wish_shown
 from .market import MarketCall, Pick, Seam
 from .ports import (
@@ -171,6 +172,8 @@ class Journey:
             if self._closed or self._late():
                 break
             log.info("%s: going on elsewhere, since %s", self.call, why)
+        if isinstance(why, ComputeFailed):
+            why = summed(why, self._attempts)
         why = spent or unfit or why  # What the caller can do something about comes first.
         self._outcome = f"failed: {why}"
         raise why or failed("there is no way", why=self._decision.why_none(), todo="Ask again")

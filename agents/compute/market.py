@@ -23,6 +23,7 @@ from coase.agents.buyer import TOO_DEAR
 from coase.agents.inference import (
     LONGEST,
     SEED_SPACE,
+    longest_of,
     task_of,
     tokens_at_most,
     tool_calls_of,
@@ -36,6 +37,7 @@ from coase.protocol.errors import BudgetExhausted, ComputeFailed, DealFailed
 from coase.protocol.states import State
 from coase.protocol.types import units_to_text
 
+from .blame import NoOffer, refusal, summed
 from .explain import Attempt
 from .gate import Gate, Limits, guess_tokens
 from .ports import (
@@ -109,13 +111,6 @@ class Pick:
 
 
 ANYBODY: Final = Pick()
-
-
-class NoOffer(ComputeFailed):
-    """Nobody offered what is wanted, at that price, now; whoever is busy may in a moment."""
-
-    dear = False
-    """Whether somebody did, and only the price was in the way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +256,7 @@ class MarketCompute(Compute):
                     input_max=tokens_at_most(order.texts),
                     features={
                         "texts": len(order.texts),
-                        LONGEST: max(len(text.encode("utf-8", "replace")) for text in order.texts),
+                        LONGEST: longest_of(order),
                     },
                     decide_after_ms=self.decide_after_ms,
                     reply_within_ms=self.reply_within_ms,
@@ -271,6 +266,8 @@ class MarketCompute(Compute):
                     on_agreed=agreed.append,
                 )
             except DealFailed as error:
+                if not agreed:
+                    self.scout.check_length(order)
                 blocked.update(thread.counterparty for thread in agreed)
                 if not agreed or len(blocked - pick.banned) == SELLERS_MAX:
                     raise failed(
@@ -302,6 +299,8 @@ class MarketCall:
         self._begun_ns = time.monotonic_ns()
         self.attempts: list[Attempt] = []
         """What came of each seller so far."""
+        self._unsure: list[tuple[str, str, int]] = []
+        """Who said that it is the prompt, with which model and after how long."""
 
     @property
     def bought(self) -> tuple[Bought, ...]:
@@ -367,7 +366,7 @@ class MarketCall:
             except DealFailed as error:
                 self._note(purchase, failure=error)
                 if not purchase.seller and not chosen:
-                    raise self._nobody(error) from error
+                    raise summed(self._nobody(error), self.attempts) from error
                 if not purchase.seller:
                     self._market.scout.silent(chosen, since_ms=since_ms)
                 why, bad = error, error.why.startswith(REFUSED)
@@ -381,7 +380,8 @@ class MarketCall:
                 tries += 1
                 self._blocked.add(purchase.seller)
             log.warning("going on with another seller: %s", why)
-        raise failed("no seller delivered", why=str(why), todo="Ask again later") from why
+        none = failed("no seller delivered", why=str(why), todo="Ask again later")
+        raise summed(none, self.attempts) from why
 
     def _purchase(self, tokens_left: int, *, anew: bool) -> PromptPurchase:
         """Return the next purchase, begun."""
@@ -436,6 +436,8 @@ class MarketCall:
             if self._pick.asked and purchase.deal is not None:
                 order, within_s = purchase.order, purchase.within_s
                 self._market.rates.delivered(purchase.deal, order, within_s=within_s)
+            for other, named, lost_us in self._unsure:  # This one could, so that was no reason.
+                book.failed(other, named, lost_us=lost_us, now_ms=now_ms)
             size = Size(delivered.input_tokens, delivered.output_tokens)
             book.delivered(
                 seller, model, size, first_us=first_us or took_us, took_us=took_us, now_ms=now_ms
@@ -443,7 +445,10 @@ class MarketCall:
             book.checked(seller, model, good=True, now_ms=now_ms)
         elif why:
             outcome = "failed"
-            book.failed(seller, model, lost_us=took_us, now_ms=now_ms)
+            if refusal(why):
+                self._unsure.append((seller, model, took_us))
+            else:
+                book.failed(seller, model, lost_us=took_us, now_ms=now_ms)
             if bad:
                 book.checked(seller, model, good=False, now_ms=now_ms)
         elif not first_us:

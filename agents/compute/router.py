@@ -40,7 +40,7 @@ from .ports import (
     Unsupported,
     failed,
 )
-from .routing import HERE, Decision, RouteBook, Wish
+from .routing import HERE, TOO_SMALL, Decision, RouteBook, Wish
 from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
@@ -292,7 +292,24 @@ class RouterCompute(Compute):
             raise Unsupported("log-probabilities cannot be bought; ask an engine of your own")
         if not journey.legs:
             raise self._no_way(decision, wish)
+        if not decision.ranking and TOO_SMALL in decision.refused:
+            self._check_length(decision, wish, size)
         return journey
+
+    def _check_length(self, decision: Decision, wish: Wish, size: Size) -> None:
+        """Return if somebody may take so long a prompt.
+
+        :raises PromptTooLong: if all who could answer tell that their context is smaller
+        """
+        if decision.refused.keys() & {"too dear", "expected too late"}:
+            return  # At another price, or with more time, somebody could.
+        names = set(wish.models) - {""}
+        listings = [way.listing for way in self.book if not names or way.listing.model in names]
+        most = max(each.context_tokens for each in listings if each.context_tokens < size.input)
+        raise PromptTooLong(
+            f"the prompt has about {size.input} tokens, and no model in reach has a context of as"
+            f" many: the largest one is of {most}. Shorten it, or ask for another model"
+        )
 
     def _open(self, wish: Wish) -> bool:
         """Return whether sellers that nobody knows yet may be asked."""
@@ -303,7 +320,7 @@ class RouterCompute(Compute):
 
     def _no_way(self, decision: Decision, wish: Wish) -> PromptRefused | ComputeFailed:
         why = f"nobody may answer this: {decision.why_none()}"
-        if "of too small a context" in decision.refused:
+        if TOO_SMALL in decision.refused:
             return PromptTooLong(why)
         if "too dear" in decision.refused:
             return failed(why, why="the highest price", todo="Raise it")

@@ -36,6 +36,7 @@ NEAR_PERMILLE: Final = 1_120
 EXPLORE_PERMILLE: Final = 30
 """So many calls in a thousand try somebody new who may be better than the best known."""
 HEARD_MAX_MS: Final = 180_000  # Sellers are asked every half minute; who is silent so long, left.
+TOO_SMALL: Final = "of too small a context"
 COOLING: Final = "cooling down after a failure"
 HEDGE_MIN_MS: Final = 250  # Before that a second request costs more than it saves.
 HEDGE_DEVIATIONS: Final = 3
@@ -345,7 +346,7 @@ class RouteBook:
         if listing.place is not Place.HERE and way.heard_ms < now_ms - HEARD_MAX_MS:
             return None, 0, "not heard of lately"
         if 0 < listing.context_tokens < size.input:
-            return None, 0, "of too small a context"
+            return None, 0, TOO_SMALL
         ahead = way.ahead(now_ms)
         first_us, took_us = way.expected_us(size, ahead=ahead)
         if wish.deadline_ms and took_us > wish.deadline_ms * 1_000:

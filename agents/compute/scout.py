@@ -14,12 +14,13 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
-from coase.agents.inference import info_of
+from coase.agents.inference import info_of, longest_of
 from coase.agents.runtime import clock_ms
 from coase.protocol.errors import ConfigurationError, WorldError
 from coase.protocol.states import Role
 
-from .ports import ModelInfo, failed
+from .gate import BYTES_PER_TOKEN
+from .ports import ModelInfo, PromptTooLong, failed
 from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from coase.agents.agent import Agent
     from coase.agents.steps import Notice
+    from coase.agents.wares import Embedding
     from coase.protocol.messages import Description
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId, Asset
@@ -77,7 +79,10 @@ def told_of(descriptions: Sequence[Description]) -> dict[str, ModelInfo]:
             known = found.get(name)
             if known is not None:
                 more = tuple(what for what in info.capabilities if what not in known.capabilities)
-                info = replace(known, capabilities=(*known.capabilities, *more))
+                widest = max(known.context_tokens, info.context_tokens)
+                info = replace(
+                    known, capabilities=(*known.capabilities, *more), context_tokens=widest
+                )
             found[name] = info
     return found
 
@@ -154,6 +159,23 @@ class Scout:
             for need in prompt.needs()
             if known and not any(need in info.capabilities for info in known)
         ]
+
+    def check_length(self, order: Embedding) -> None:
+        """Return if it is not for their length that nobody embeds these texts; asks nobody.
+
+        :raises PromptTooLong: if all models that do, as far as is told, have a smaller context
+        """
+        named = self._told.get(order.model)
+        known = [named] if named is not None else list(self._told.values())
+        widest = max(
+            (info.context_tokens for info in known if EMBEDDING in info.capabilities), default=0
+        )
+        tokens = longest_of(order) // BYTES_PER_TOKEN
+        if 0 < widest <= tokens:
+            raise PromptTooLong(
+                f"the longest text has about {tokens} tokens, and no model in reach embeds more"
+                f" than {widest}. Cut it into pieces"
+            )
 
     async def look(self, age_max_s: float = MODELS_STALE_MAX_S, *, wait: bool = True) -> None:
         """Return once the book is no older than that; what is older is asked for meanwhile.

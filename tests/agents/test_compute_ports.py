@@ -155,6 +155,8 @@ GOOD: tuple[Any, ...] = (
     {"properties": {"type": {"enum": [1, None]}}, "required": ["type"]},
     {"additionalProperties": False, "patternProperties": {"^a": {"pattern": "b"}}},
     {"$defs": {"N": {"anyOf": [{"$ref": "#/$defs/N"}, {"const": {"type": 7}}]}}},
+    {"$defs": {"a/b": True}, "$ref": "#/$defs/a~1b", "items": {"$ref": "#/x%24/1"}, "x$": [1, {}]},
+    {"minLength": 2, "maxLength": 2, "pattern": r"^[(\]{3,1}]\({2,}a{1,2}(?:b|[^c])*{x$"},
 )
 
 
@@ -162,7 +164,7 @@ GOOD: tuple[Any, ...] = (
 def test_schemas_that_are_in_order_are_taken(schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     check_schema(schema, what="it")
-    check_schema({"items": [schema]}, what="as it was written until 2019")
+    check_schema({**schema, "items": [{}]}, what="as it was written until 2019")
 
 
 BAD: tuple[tuple[Any, str], ...] = (
@@ -175,6 +177,10 @@ BAD: tuple[tuple[Any, str], ...] = (
     ({"oneOf": [{"enum": "a"}]}, "#/oneOf/0/enum is no list"),
     ({"required": True}, "#/required is no list of names"),
     ({"$ref": 1}, r"#/\$ref is no text"),
+    ({"maxLength": "many"}, "#/maxLength is no whole number"),
+    ({"properties": {"a": {"minItems": -1}}}, "#/properties/a/minItems is no whole number"),
+    ({"minimum": True}, "#/minimum is no number"),
+    ({"anyOf": []}, "#/anyOf is an empty list"),
     ({"not": None}, "#/not is no object"),
     ({"not": {"not": {"$defs": {"a": {"pattern": []}}}}}, "/a/pattern is no text"),
 )
@@ -184,6 +190,30 @@ BAD: tuple[tuple[Any, str], ...] = (
 def test_of_a_schema_that_is_none_it_is_said_where(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(jsonschema.SchemaError):
         jsonschema.Draft202012Validator.check_schema(schema)
+    with pytest.raises(PromptRefused, match=why):
+        check_schema(schema, what="it")
+
+
+UNREADABLE: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"items": {"$ref": "#/nowhere"}}, r"#/items/\$ref names '#/nowhere', which is not there"),
+    ({"$ref": "https://example.com/s"}, "is elsewhere: nothing is fetched"),
+    ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "leads back to itself"),
+    ({"$ref": "#"}, "leads back to itself"),
+    ({"type": "array", "minItems": 5, "maxItems": 2}, "#/minItems is over maxItems"),
+    ({"minimum": 5, "maximum": 1.5}, "#/minimum is over maximum"),
+    ({"pattern": "^a{5,2}$"}, r"#/pattern has \{5,2}, of which the first number is the larger"),
+    ({"pattern": "("}, "#/pattern does not close a group"),
+    ({"pattern": "a)"}, "#/pattern closes a group that it did not open"),
+    ({"pattern": "[a"}, "#/pattern does not close a set of letters"),
+    ({"pattern": "a\\"}, "#/pattern ends in a backslash"),
+    ({"enum": []}, "#/enum is an empty list"),
+)
+
+
+@pytest.mark.parametrize(("schema", "why"), UNREADABLE)
+def test_a_schema_that_no_engine_can_keep_is_refused_before_one_tries(
+    schema: dict[str, Any], why: str
+) -> None:
     with pytest.raises(PromptRefused, match=why):
         check_schema(schema, what="it")
 

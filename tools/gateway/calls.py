@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from coase.agents.compute.market import BoughtChunk, NoOffer
+from coase.agents.compute.blame import NoOffer, carried
+from coase.agents.compute.market import BoughtChunk
 from coase.agents.compute.router import ANY_MODEL
 from coase.protocol.errors import BudgetExhausted, ComputeFailed
 from coase.protocol.session import Charge
@@ -285,6 +286,7 @@ class Call:
                 try:
                     return stream, await anext(stream)
                 except (BudgetExhausted, NoOffer) as again:
+                    carried(again, error)
                     error, tried = again, tried + 1
         finally:
             lane.release()
