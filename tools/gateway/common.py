@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import (
@@ -12,7 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -44,6 +45,7 @@ from coase.agents.compute.ways import Place
 from coase.protocol.errors import BudgetExhausted, CoaseError
 
 from .calls import Told, call_of, made_by
+from .places import PLACE, Held, NoPlace
 from .sending import WATCH
 from .wishes import BadWish, wish_of
 
@@ -52,6 +54,7 @@ BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024 + IMAGES_SIZE_MAX_BYTES * 4 // 3
 # Of all bodies that are being read at once: as many as come, they fill no memory.
 BODIES_SIZE_MAX_BYTES: Final = 8 * BODY_SIZE_MAX_BYTES
 BODY_MAX_S: Final = 30  # Whoever sends more slowly holds a place that others need.
+BODY_QUICK_S: Final = 2  # For so long a body is not called slow.
 # Other servers write until the model ends. Here it is what a price is set aside for.
 ANSWER_TOKENS_DEFAULT: Final = 1_024
 T = TypeVar("T")
@@ -93,8 +96,10 @@ async def body_of(request: Request) -> dict[str, Any]:
     :raises Wrong: if it is too large, too slow, or none
     """
     content, state = bytearray(), request.app.state
+    place = request.scope.get(PLACE)
+
     try:
-        with anyio.fail_after(BODY_MAX_S):
+        async with _in_time(place):
             async for part in request.stream():
                 content += part
                 state.bodies_bytes = getattr(state, "bodies_bytes", 0) + len(part)
@@ -102,8 +107,6 @@ async def body_of(request: Request) -> dict[str, Any]:
                     raise Wrong(413, f"the body is over {BODY_SIZE_MAX_BYTES >> 20} MiB")
                 if state.bodies_bytes > BODIES_SIZE_MAX_BYTES:
                     raise Wrong(429, "too many large bodies are being read already")
-    except TimeoutError:
-        raise Wrong(408, f"the body did not come within {BODY_MAX_S} s") from None
     finally:
         if content:
             state.bodies_bytes -= len(content)
@@ -117,6 +120,30 @@ async def body_of(request: Request) -> dict[str, Any]:
         call.read(body)
     request.state.body = body
     return body
+
+
+@asynccontextmanager
+async def _in_time(place: Held | None) -> AsyncIterator[None]:
+    """End the block when it takes too long, or is one too many of those that take long.
+
+    :raises Wrong: then
+    """
+    crowd: list[str] = []
+
+    def late() -> None:
+        try:
+            if place is not None:
+                slow.enter_context(place.slow())
+        except NoPlace as error:
+            crowd.append(f"{BODY_QUICK_S} s, and {error}")
+            scope.cancel()
+
+    timer = asyncio.get_running_loop().call_later(BODY_QUICK_S, late)
+    with ExitStack() as slow, anyio.move_on_after(BODY_MAX_S) as scope:
+        slow.callback(timer.cancel)
+        yield
+    if scope.cancelled_caught:
+        raise Wrong(408, f"the body did not come within {crowd[0] if crowd else f'{BODY_MAX_S} s'}")
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from . import anthropic, ollama, openai
 from .calls import SCOPE, TAG_HEADER, Call, tag_of
 from .common import Wrong
 from .keys import ApiKey, Callers, digest_of
+from .places import PLACE, NoPlace, Places
 from .sending import WATCH, Watch
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class _Door:
     def __init__(self, app: ASGIApp, doors: Doors, books: Books) -> None:
         self._app, self._doors, self._books = app, doors, books
         self._plain = {digest_of(key): f"key {at}" for at, key in enumerate(doors.keys, 1)}
-        self._inside = 0
+        self._places = Places(self._doors.concurrency)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -192,12 +193,10 @@ class _Door:
                 watch.end()
             await send(message)
 
-        self._inside += 1
         try:
-            with charging(call.charge):
+            with self._places.taken(_caller(scope, key)) as scope[PLACE], charging(call.charge):
                 await watch.over(self._app(scope, receive, sending))
         finally:
-            self._inside -= 1
             try:
                 call.over(self._books.usage, status)
             except (JournalFailed, ConfigurationError) as error:
@@ -217,8 +216,10 @@ class _Door:
         if scope["method"] == "OPTIONS" or scope["path"] == "/":
             return _NO_KEY
         key = self._key(headers)
-        if self._inside >= doors.concurrency:
-            raise Wrong(429, f"{self._inside} requests are being answered already")
+        try:
+            self._places.check(_caller(scope, key))
+        except NoPlace as error:
+            raise Wrong(429, str(error)) from None
         return key
 
     def _key(self, headers: Headers) -> ApiKey:
@@ -248,6 +249,12 @@ class _Door:
             log.error("nobody is let in: %s", error)
             raise Wrong(503, "the keys of this gateway cannot be read; its log says why") from error
         return callers
+
+
+def _caller(scope: Scope, key: ApiKey) -> str:
+    """Return whose places a request takes: those of its key, else of the address it is from."""
+    client = scope.get("client")
+    return f"key {key.name}" if key.name else str(client[0]) if client else ""
 
 
 def _preflight(headers: Headers) -> dict[str, str]:
