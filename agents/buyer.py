@@ -28,7 +28,7 @@ from coase.protocol.messages import (
     commitment,
     terms_to_wire,
 )
-from coase.protocol.session import Thread
+from coase.protocol.session import Margins, Thread
 from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 from coase.protocol.types import ZERO_ADDRESS
@@ -463,7 +463,9 @@ class BuyerDesk:
         )
         if size_as_json(wish.task) + CALL_HEAD_MAX_BYTES > BODY_INLINE_MAX_BYTES:
             raise LocalProtocolError("the task is too large to be called for")
-        lock_by_s = min(now_ms // 1000 + LOCK_WITHIN_S, contract.agreed_terms.lock_by_s)
+        # On a slow chain both sides see the channel later.
+        within_s = LOCK_WITHIN_S + 3 * max(desk.margins.chain_s - Margins().chain_s, 0)
+        lock_by_s = min(now_ms // 1000 + within_s, contract.agreed_terms.lock_by_s)
         call = RateCall(
             salt="0x" + salt.hex(),
             task=wish.task,

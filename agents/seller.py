@@ -280,7 +280,8 @@ class SellerDesk:
         found = next((a for a in self.arbiters if a in request.arbiters), ZERO_ADDRESS)
         arbiter = ZERO_ADDRESS if streamed else found
         arbitrated = arbiter != ZERO_ADDRESS
-        lock_by_s = now_ms // 1000 + (CONTRACT_S if request.is_standing else windows.lock_s)
+        lock_s = max(CONTRACT_S, windows.lock_s) if request.is_standing else windows.lock_s
+        lock_by_s = now_ms // 1000 + lock_s
         price = quote.price_units if method != "none" else 0
         metered = quote.metered if method != "none" else {}
         return Terms(

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RENEW_BEFORE_MS: Final = 90_000  # Some calls come by then, and one of them has it renewed.
-USABLE_BEFORE_MS: Final = 5_000  # What is called for later may begin too late.
+RENEW_BEFORE_S: Final = 90  # Some calls come by then, and one of them has it renewed.
+USABLE_BEFORE_S: Final = 3  # Beside what the chain takes: what is called for later may be late.
 PAUSE_MS: Final = 30_000  # After a seller did not agree; it may have no place for rates.
 INPUT_MIN_TOKENS: Final = 1_024
 OUTPUT_MIN_TOKENS: Final = 256
@@ -61,7 +61,7 @@ class Rates:
     def find(self, seller: AgentId, order: Inference, *, most_units: int) -> Thread | None:
         """Return a contract with ``seller`` that covers ``order``, or None if there is none now."""
         rates = self._rates.get(_kind(seller, order))
-        thread = self._alive(rates, left_ms=USABLE_BEFORE_MS)
+        thread = self._alive(rates, left_s=USABLE_BEFORE_S)
         if thread is None:
             return None
         work, tokens = thread.agreed_terms.work, input_tokens_max(order)
@@ -83,7 +83,7 @@ class Rates:
         fits = tokens <= rates.input_max and order.max_tokens <= rates.output_max
         rates.input_max = max(rates.input_max, _rounded(tokens))
         rates.output_max = max(rates.output_max, _rounded(order.max_tokens))
-        if (fits and self._alive(rates, left_ms=RENEW_BEFORE_MS)) or now_ms < rates.again_ms:
+        if (fits and self._alive(rates, left_s=RENEW_BEFORE_S)) or now_ms < rates.again_ms:
             return
         if rates.agreeing is None or rates.agreeing.done():
             rates.again_ms = now_ms + PAUSE_MS
@@ -137,15 +137,16 @@ class Rates:
             rates.again_ms = 0
             log.debug("rates with %s until %s", deal.counterparty, terms.lock_by_s)
 
-    def _alive(self, rates: _Rates | None, *, left_ms: int) -> Thread | None:
-        """Return the contract if it is in force for that long."""
+    def _alive(self, rates: _Rates | None, *, left_s: int) -> Thread | None:
+        """Return the contract if it is in force for that long, and what the chain takes."""
         seat, thread = self.agent.seat, rates.contract if rates is not None else None
         if seat is None or thread is None:
             return None
         now = seat.desk.threads.get(thread.deal)
         if now is None or now.state is not State.AGREED:
             return None
-        return now if now.agreed_terms.lock_by_s * 1_000 - clock_ms() > left_ms else None
+        over_s = now.agreed_terms.lock_by_s - seat.desk.margins.chain_s
+        return now if over_s - clock_ms() // 1_000 > left_s else None
 
     def _forget(self) -> None:
         """Let those go that are over, beginning with the oldest, when there are too many."""
@@ -153,7 +154,7 @@ class Rates:
             return
         for kind, rates in list(self._rates.items()):
             busy = rates.agreeing is not None and not rates.agreeing.done()
-            if not busy and self._alive(rates, left_ms=0) is None:
+            if not busy and self._alive(rates, left_s=0) is None:
                 del self._rates[kind]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,17 @@ import anyio
 import pytest
 
 from coase.agents import Agent, Price
+from coase.agents.charges import charging
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import BoughtChunk, MarketCompute, Pick
 from coase.agents.compute.ports import Prompt
 from coase.agents.inference import inference_agent
+from coase.agents.purse import Budget
 from coase.agents.seller import Windows
 from coase.agents.steps import Notice, Step
-from coase.protocol.errors import Refused
+from coase.protocol.errors import BudgetExhausted, Refused
+from coase.protocol.session import Charge
+from coase.protocol.types import units_to_text
 from tests.agents.market import Market, market
 
 if TYPE_CHECKING:
@@ -116,6 +121,33 @@ async def test_many_at_once_are_called_for_under_the_same_rates(place: Market) -
     assert answers == [text_of(first)] * 4
     assert watched.called == 4
     await place.rest()
+    await watched.compute.close()
+
+
+async def test_what_many_call_for_at_once_never_overspends_an_account(place: Market) -> None:
+    watched = Watched(place, seller_of("seller"))
+    await watched.join()
+    first = await watched.read()
+    await watched.agreed()
+    bought = first[-1].bought[-1]
+    assert bought.paid_units
+    limit_units = 3 * bought.price_units
+    asset = place.node.settlement.asset
+    limit = Budget(total=units_to_text(limit_units, asset.decimals))
+    watched.buyer.purse.set_account("alice", limit)
+    answered: list[int] = []
+
+    async def reading() -> None:
+        with charging(Charge("alice")), contextlib.suppress(BudgetExhausted):
+            chunks = await watched.read()
+            answered.append(chunks[-1].bought[-1].paid_units or 0)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(reading)
+    assert 0 < len(answered) < 20
+    await place.rest()
+    assert watched.buyer.purse.used_by("alice") == sum(answered) <= limit_units
     await watched.compute.close()
 
 

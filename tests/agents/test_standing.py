@@ -301,6 +301,16 @@ def test_rates_of_an_earlier_life_are_not_called_under(market: Standing) -> None
     refused(market, market.call(), "unknown_deal")
 
 
+def test_on_a_slow_chain_a_call_may_begin_later(market: Standing) -> None:
+    market.buyer.desk.margins = replace(market.buyer.desk.margins, chain_s=60)
+    ask = market.call()
+    thread = market.buyer.desk.threads[ask.chosen]
+    assert thread.agreed_terms.lock_by_s > market.now_ms // 1_000 + 2 * 60
+    market.until(lambda: over(ask))
+    assert ask.outcome is not None
+    assert ask.outcome.state is State.SETTLED
+
+
 def test_an_escrow_takes_no_rates(market: Standing) -> None:
     market.seller.desk.streams.enabled = False
     ask = market.ask("", settlements=("channel", "escrow"), **LIMITS)  # type: ignore[arg-type]
