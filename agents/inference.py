@@ -12,13 +12,14 @@ import binascii
 import functools
 import json
 import math
+import re
 import struct
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from coase.protocol.errors import ComputeFailed
+from coase.protocol.errors import ComputeFailed, ConfigurationError
 
 from .agent import Agent
 from .bargain import SellerBargain
@@ -76,6 +77,7 @@ _NEEDS: Final[dict[str, Capability]] = {
     "thinks": "thinking",
 }
 TRAIT_MAX_CHARS: Final = 32
+REGION: Final = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{TRAIT_MAX_CHARS - 1}}}")
 LONGEST: Final = "longest"
 """In the features of texts to embed: how many bytes the longest of them has."""
 
@@ -93,6 +95,8 @@ class Stock:
     """The same for each model that was seen to write."""
     loading_ms: dict[str, int] = field(default_factory=dict)
     """How long a model took until it was ready, where that was seen."""
+    region: str = ""
+    """Where its seller says that it runs."""
     away: str = ""
     """Why the engine cannot be asked now; nothing is offered then."""
 
@@ -246,7 +250,7 @@ class InferenceBargain(SellerBargain):
     def traits(self, model: str) -> str:
         """Return what a model is and can, for those who ask what is sold."""
         info = self._stock.named(model)
-        return traits_of(info) if info is not None else ""
+        return traits_of(info, region=self._stock.region) if info is not None else ""
 
     def _asked(self, request: Request, load: int) -> Tariff:
         return self._price.asked(
@@ -471,13 +475,33 @@ def features_of(task: Inference) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def traits_of(info: ModelInfo) -> str:
-    """Return what a model is and can as the words of a description."""
+def region_checked(text: str) -> str:
+    """Return the region that a seller names; nothing is none.
+
+    :raises ConfigurationError: if it is no short word of small letters, digits and hyphens
+    """
+    if text and not REGION.fullmatch(text):
+        raise ConfigurationError(
+            f"{text!r} is no region: name it by up to {TRAIT_MAX_CHARS} small letters, digits and"
+            " hyphens, such as eu-west"
+        )
+    return text
+
+
+def region_of(traits: str) -> str:
+    """Return where a seller says that a model runs; nothing if it does not."""
+    told = (word.removeprefix("region:") for word in traits.split() if word.startswith("region:"))
+    return next((text for text in told if REGION.fullmatch(text)), "")
+
+
+def traits_of(info: ModelInfo, *, region: str = "") -> str:
+    """Return what a model is and can, and where, as the words of a description."""
     told: dict[str, int | str] = {
         "context": info.context_tokens,
         "parameters": info.parameter_count,
         "family": info.family,
         "quantisation": info.quantisation,
+        "region": region,
     }
     words = [f"{name}:{value}" for name, value in told.items() if value]
     return " ".join([*info.capabilities, *(word for word in words if " " not in word)])

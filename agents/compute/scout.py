@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
-from coase.agents.inference import info_of, longest_of
+from coase.agents.inference import info_of, longest_of, region_of
 from coase.agents.runtime import clock_ms
 from coase.protocol.errors import ConfigurationError, WorldError
 from coase.protocol.states import Role
@@ -255,6 +255,7 @@ class Scout:
                 place=place,
                 quantisation=told.quantisation,
                 context_tokens=told.context_tokens,
+                region=region_of(traits.get(name, "")),
                 # Who tells nothing may be able to do all of it.
                 abilities=told.capabilities if traits.get(name) else (),
                 **asked,

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coase.agents import Agent, Price
+from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import MarketCompute, Pick
 from coase.agents.compute.ports import Prompt
+from coase.agents.compute.router import RouterCompute, Unreachable
+from coase.agents.compute.routing import Wish
 from coase.agents.compute.scout import listed_rates
 from coase.agents.compute.ways import Place
-from coase.protocol.errors import ComputeFailed
+from coase.agents.inference import Stock, inference_agent, region_checked, region_of
+from coase.protocol.errors import ComputeFailed, ConfigurationError
 from tests.agents.market import ASSET, Market, market
-from tests.agents.test_compute_market import breaks, honest, seller_of, text_of
+from tests.agents.test_compute_market import PATIENT, breaks, honest, seller_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -119,3 +123,42 @@ async def test_nobody_but_who_is_allowed_gets_the_prompt_even_if_that_fails(
     await place.rest()
     assert place.earned(stranger) == place.earned(faulty) == place.earned(buyer) == 0
     assert compute.book.cools_until_ms(faulty.address) > 0
+
+
+async def selling(name: str, price: str, region: str) -> Agent:
+    stock = Stock(await EchoCompute().models(), region=region)
+    return inference_agent(
+        name,
+        price=Price.per_task(price),
+        compute=EchoCompute(),
+        stock=stock,
+        strategy="fixed",
+        windows=PATIENT,
+    )
+
+
+async def test_what_is_to_stay_in_a_region_goes_to_nobody_elsewhere(place: Market) -> None:
+    near = await selling("near", "0.04", "eu-west")
+    far = await selling("far", "0.01", "us")
+    nowhere = await selling("nowhere", "0.01", "")
+    buyer = Agent("buyer")
+    await place.join(near, far, nowhere, buyer)
+    compute = MarketCompute(buyer, max_price="0.05")
+    router = RouterCompute(market=compute, wish=Wish(regions=frozenset({"eu-west"})))
+    for _ in range(2):
+        assert (await router.complete(ASKED)).text == "one two three four"
+    await place.rest()
+    assert place.earned(near) == 80_000
+    assert place.earned(far) == place.earned(nowhere) == 0
+    await router.close()
+    elsewhere = RouterCompute(market=compute, wish=Wish(regions=frozenset({"mars"})))
+    with pytest.raises(Unreachable, match="another region"):
+        await elsewhere.complete(ASKED)
+    await elsewhere.close()
+
+
+@pytest.mark.parametrize("text", ["EU", "a b", "-x", "x" * 33, "é"])
+def test_what_is_no_region_is_refused_and_not_believed(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="no region"):
+        region_checked(text)
+    assert region_of(f"completion region:{text}") in ("", "a")

@@ -31,6 +31,10 @@ QUEUE_MAX: Final = 512
 # Deals that bargain and lock side by side; each holds what its answer may cost.
 BOUGHT_AT_ONCE: Final = 32
 REPLY_WITHIN_MS: Final = 2_500  # Who is busy does not answer; it is asked again soon.
+STALL_HELP: Final = (
+    "Seconds of silence until another seller goes on: until it has the task, and between two parts"
+    " of its text; thrice that before the first."
+)
 
 gateways = typer.Typer(invoke_without_command=True)
 gateways.add_typer(keys, name="keys")
@@ -59,15 +63,7 @@ def gateway(
     data: Annotated[
         str, typer.Option(help="Who may see prompts: here (this machine), firm or market.")
     ] = "market",
-    stall: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=600,
-            help="Seconds of silence until another seller goes on: until it has the task, and"
-            " between two parts of its text; thrice that before the first.",
-        ),
-    ] = 10,
+    stall: Annotated[int, typer.Option(min=1, max=600, help=STALL_HELP)] = 10,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Another name by which clients call it.")

@@ -53,6 +53,9 @@ def sell(
     name: Annotated[
         str, typer.Option(help="Of the selling agent; a key belongs to it.")
     ] = "oracle",
+    region: Annotated[
+        str, typer.Option(help="Where it runs, in your words, such as eu-west; some ask for that.")
+    ] = "",
     stake: Annotated[
         str, typer.Option(help="What it keeps in the vault, to lose if it fails; 0 takes all back.")
     ] = "",
@@ -64,9 +67,8 @@ def sell(
     """Sell what the models of this machine write, by the token, until interrupted.
 
     Offers the models of your Ollama, of any server with OpenAI's API, or the embedded one. It
-    measures how fast they are, asks more when it is busy or must load a model first, and bids
-    only for what can be there in time. With --json it prints one line when it is ready, and one
-    for each deal that is over.
+    measures how fast they are, asks more when it is busy or must load a model first, and bids only
+    for what can be there in time. With --json it prints a line when it is ready, and one a deal.
 
     Example: [b]coase sell --price-output 6[/b]
     """
@@ -75,6 +77,7 @@ def sell(
         from coase.agents.compute.find import ComputeConfig, find_compute
         from coase.agents.compute.gate import Limits
         from coase.agents.config import load_network
+        from coase.agents.inference import region_checked
 
         from .agent_command import place_for
 
@@ -82,20 +85,25 @@ def sell(
         place = place_for(network, name, state)
         price = _price(price_input, price_cached, price_output, floor, busier)
         price.in_asset(network.asset)  # Says now what is wrong with it.
+        where = region_checked(region)
         limits = Limits(concurrency=capacity, queue_max=capacity * QUEUE_PER_SLOT)
         config = ComputeConfig(kind=kind_of(engine), url=url, model=model, limits=limits)
         compute = await find_compute(config, say=say)
         try:
             agent, stock = await _agent(compute, name, price, strategy, capacity)
-            agent.stake = stake
+            agent.stake, stock.region = stake, where
             await _run(agent, stock, compute, place, as_json=json_)
         finally:
-            import anyio
-
-            with anyio.CancelScope(shield=True):
-                await compute.close()
+            await _closed(compute)
 
     perform(work)
+
+
+async def _closed(compute: Compute) -> None:
+    import anyio
+
+    with anyio.CancelScope(shield=True):
+        await compute.close()
 
 
 def _price(read: str, cached: str, written: str, floor: int, busier: int) -> Price:
