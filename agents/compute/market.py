@@ -217,11 +217,16 @@ class MarketCompute(Compute):
         return self._gate.run(prompt, open_stream)
 
     async def embed(
-        self, texts: Sequence[str], model: str | None = None, pick: Pick | None = None
+        self,
+        texts: Sequence[str],
+        model: str | None = None,
+        pick: Pick | None = None,
+        attempts: list[Attempt] | None = None,
     ) -> Embeddings:
         """Buy a vector for each of ``texts``, from another seller where the first one fails.
 
-        Only those whom ``pick`` allows see the texts.
+        Only those whom ``pick`` allows see the texts. What came of each seller goes to
+        ``attempts``.
 
         :raises BudgetExhausted: if the budget does not cover it
         """
@@ -231,21 +236,25 @@ class MarketCompute(Compute):
             order = Embedding(texts=tuple(texts), model=model or "")
         except ValueError:
             raise PromptRefused("a text is too long to be embedded on the market") from None
-        bought = await self._embedded(order, pick or ANYBODY)
+        attempts = attempts if attempts is not None else []
+        bought = await self._embedded(order, pick or ANYBODY, attempts)
         duration_ms = (time.monotonic_ns() - begun_ns) // 1_000_000
         made = bought.result
         usage = Usage(input_tokens=made.input_tokens, output_tokens=0, duration_ms=duration_ms)
         vectors = unpacked(made, texts=len(order.texts))
         return Embeddings(vectors=vectors, model=made.model, usage=usage)
 
-    async def _embedded(self, order: Embedding, pick: Pick) -> Purchase[Vectors]:
+    async def _embedded(
+        self, order: Embedding, pick: Pick, attempts: list[Attempt]
+    ) -> Purchase[Vectors]:
         blocked: set[str] = set(pick.banned)
         most = self.most_units if pick.most_units is None else min(self.most_units, pick.most_units)
         max_price = units_to_text(most, self.asset.decimals)
         while True:
             agreed: list[Thread] = []
+            begun_ns = time.monotonic_ns()
             try:
-                return await self.agent.purchase(
+                bought = await self.agent.purchase(
                     "embedding",
                     order,
                     returns=Vectors,
@@ -265,16 +274,41 @@ class MarketCompute(Compute):
                     settlements=(FREE,) if pick.firm else self.settlements,
                     on_agreed=agreed.append,
                 )
+                attempts.append(self._tried(agreed[-1], begun_ns, paid_units=bought.paid_units))
+                return bought
             except DealFailed as error:
                 if not agreed:
                     self.scout.check_length(order)
+                came_back = error.state in (State.REFUNDED, State.LAPSED)
+                paid_units = 0 if came_back else None
+                attempts += [
+                    self._tried(thread, begun_ns, why=str(error), paid_units=paid_units)
+                    for thread in agreed
+                ]
                 blocked.update(thread.counterparty for thread in agreed)
                 if not agreed or len(blocked - pick.banned) == SELLERS_MAX:
-                    raise failed(
+                    none = failed(
                         f"embeddings could not be bought for at most {self.max_price}",
                         why=error.why,
                         todo="Raise the highest price, ask for another model, or see who sells",
-                    ) from error
+                    )
+                    raise summed(none, attempts) from error
+
+    def _tried(
+        self, thread: Thread, begun_ns: int, *, why: str = "", paid_units: int | None
+    ) -> Attempt:
+        """Return what came of a deal for vectors."""
+        return Attempt(
+            seller=thread.counterparty,
+            place=self.scout.place_of(thread.counterparty),
+            model=thread.agreed_terms.work.model,
+            outcome="failed" if why else "answered",
+            why=why,
+            deal=thread.deal,
+            took_ms=(time.monotonic_ns() - begun_ns) // 1_000_000,
+            price_units=thread.agreed_terms.price_units,
+            paid_units=paid_units,
+        )
 
     async def close(self) -> None:
         """Listen no more to offers, and agree on no rates; the agent belongs to the caller."""

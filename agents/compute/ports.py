@@ -468,6 +468,8 @@ class Embeddings:
     model: str
     usage: Usage
     """Its output tokens are 0."""
+    explanation: Explanation | None = field(default=None, compare=False, repr=False)
+    """Who made them, and who was asked before, where a router knows."""
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -41,12 +41,14 @@ from .ports import (
     failed,
 )
 from .routing import HERE, TOO_SMALL, Decision, RouteBook, Wish
+from .vectors import Trip
 from .ways import Listing, Place, Size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from .calllog import CallLog
+    from .vectors import Way
 
 log = logging.getLogger(__name__)
 
@@ -209,11 +211,19 @@ class RouterCompute(Compute):
         :raises Unreachable: if they exclude all that there is
         """
         wish = _narrowed(wish, self.wish)
-        ways: list[tuple[str, Callable[[], Awaitable[Embeddings]]]] = []
+        ways: list[tuple[str, Way]] = []
         local, buys = self.local, self.buys
+        trip = Trip(
+            call=charged_to().reference or secrets.token_hex(12),
+            texts=texts,
+            model=model,
+            wish=wish,
+            asset=buys.asset if buys is not None and buys.agent.node is not None else None,
+        )
         here = HERE not in wish.banned and (not wish.sellers or HERE in wish.sellers)
         if local is not None and here:
-            ways.append((local.name, lambda: local.embed(texts, model)))
+            way = trip.here(Place.HERE, HERE, lambda: local.embed(texts, model))
+            ways.append((local.name, way))
         if buys is not None and wish.reach > Place.HERE and wish.most_units != 0:
             pick = Pick(
                 allowed=wish.sellers or None,
@@ -222,15 +232,13 @@ class RouterCompute(Compute):
                 firm=wish.reach is Place.FIRM,
             )
             if buys.firm or not pick.firm:
-                ways.append((buys.name, lambda: buys.embed(texts, model, pick)))
-        failure: ComputeFailed | None = None
-        for name, way in ways:
-            try:
-                return await way()
-            except ComputeFailed as error:
-                log.info("no vectors of %s: %s", name, error)
-                failure = failure or error
-        raise failure or Unreachable("nobody may see these texts who could embed them")
+                ways.append((buys.name, lambda tries: buys.embed(texts, model, pick, tries)))
+        none = Unreachable("nobody may see these texts who could embed them")
+        try:
+            return await trip.go(ways, none=none)
+        finally:
+            if self.calls is not None:
+                self.calls.keep(trip.explanation())
 
     async def close(self) -> None:
         """Keep what was learnt and close both."""

@@ -378,12 +378,7 @@ class Answer:
 
     def headers(self) -> dict[str, str]:
         """Return the headers that say the same."""
-        origin = self.origin()
-        found = {
-            f"x-coase-{name}": str(value)
-            for name, value in origin.items()
-            if name not in ("sellers_before", "explanation")
-        }
+        found = headers_of(self.origin())
         if self.ignored:
             found["x-coase-ignored"] = ", ".join(self.ignored)
         return found
@@ -487,8 +482,37 @@ async def embedded(request: Request, texts: Sequence[str], name: str) -> Embeddi
         raise
     if call is not None:
         call.used(made.usage)
-        call.outcome = "done"
+        call.made, call.outcome = origin_of(made).get("made", ""), "done"
     return made
+
+
+def origin_of(made: Embeddings) -> dict[str, Any]:
+    """Return where vectors were made, by whom and for how much, as far as that is known."""
+    told = made.explanation
+    if told is None:
+        return {}
+    last = told.attempts[-1]
+    found: dict[str, Any] = {"made": "local"}
+    if last.deal:
+        found = {
+            "made": "bought" if last.price_units else "firm",
+            "seller": last.seller,
+            "deal": last.deal,
+            "price": told.amount(last.price_units),
+            "paid": told.amount(last.paid_units or 0),
+        }
+        if before := [each.seller for each in told.attempts[:-1] if each.deal]:
+            found["sellers_before"] = before
+    return found | {"call": told.call, "explanation": told.brief()}
+
+
+def headers_of(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers that say where an answer comes from."""
+    return {
+        f"x-coase-{name}": str(value)
+        for name, value in origin.items()
+        if name not in ("sellers_before", "explanation")
+    }
 
 
 async def listed(request: Request) -> list[Listed]:

@@ -32,7 +32,9 @@ from .common import (
     begin,
     body_of,
     embedded,
+    headers_of,
     listed,
+    origin_of,
     role_in,
     text_of,
     turns_of,
@@ -222,7 +224,9 @@ async def embed(request: Request) -> Response:
             "total_duration": time.monotonic_ns() - begun_ns,
             "load_duration": time.monotonic_ns() - begun_ns - worked_ns,
             "prompt_eval_count": made.usage.input_tokens,
-        }
+            "coase": (origin := origin_of(made)),
+        },
+        headers=headers_of(origin),
     )
 
 
@@ -237,7 +241,9 @@ async def embeddings(request: Request) -> Response:
         made = await embedded(request, [text], name)
     except Wrong as error:
         raise _renamed(error, name) from error
-    return JSONResponse({"embedding": list(made.vectors[0])})
+    origin = origin_of(made)
+    held = {"embedding": list(made.vectors[0]), "coase": origin}
+    return JSONResponse(held, headers=headers_of(origin))
 
 
 def _turn(entry: dict[str, Any], where: str) -> Message:

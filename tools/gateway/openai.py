@@ -40,9 +40,11 @@ from .common import (
     blocks_of,
     body_of,
     embedded,
+    headers_of,
     listed,
     new_id,
     not_taken,
+    origin_of,
     role_in,
     text_in,
     turns_of,
@@ -197,7 +199,9 @@ async def embeddings(request: Request) -> Response:
         data.append({"object": "embedding", "index": at, "embedding": numbers})
     tokens = made.usage.input_tokens
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": made.model, "usage": usage})
+    origin = origin_of(made)
+    held = {"object": "list", "data": data, "model": made.model, "usage": usage, "coase": origin}
+    return JSONResponse(held, headers=headers_of(origin))
 
 
 def messages_in(value: Any) -> tuple[Message, ...]:

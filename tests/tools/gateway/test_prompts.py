@@ -16,6 +16,7 @@ import ollama
 import pytest
 
 from coase.agents import Agent, Price
+from coase.agents.compute.calllog import CallLog
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.llamacpp import LlamaCppCompute
 from coase.agents.compute.market import MarketCompute
@@ -650,7 +651,8 @@ async def test_tools_pictures_and_vectors_are_bought_where_nothing_is_here(tmp_p
     async with market(tmp_path) as place:
         await place.join(seller, buyer)
         bought = MarketCompute(buyer, max_price="0.1", decide_after_ms=50)
-        app: Any = application(RouterCompute(market=bought))
+        calls = CallLog(tmp_path / "gateway")
+        app: Any = application(RouterCompute(market=bought, calls=calls))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
             part = {"type": "image_url", "image_url": {"url": URL + PNG}}
@@ -668,6 +670,23 @@ async def test_tools_pictures_and_vectors_are_bought_where_nothing_is_here(tmp_p
             )
             assert made.json()["prompt_eval_count"] == 3
             assert len(made.json()["embeddings"]) == 2
+            assert (
+                made.headers["x-coase-seller"] == seller.address == made.json()["coase"]["seller"]
+            )
+            kept = calls.find(made.headers["x-coase-call"])
+            assert kept is not None
+            (attempt,) = kept["attempts"]
+            assert (attempt["seller"], attempt["outcome"]) == (seller.address, "answered")
+            assert (attempt["deal"], kept["paid"]) == (
+                made.headers["x-coase-deal"],
+                made.headers["x-coase-paid"],
+            )
+            older = await web.post("/api/embeddings", json={"model": "echo", "prompt": "a"})
+            assert older.headers["x-coase-seller"] == seller.address
+            missing = await web.post("/v1/embeddings", json={"model": "none", "input": "a"})
+            assert missing.status_code == 503
+            assert calls.latest(1)[0]["outcome"].startswith("failed: embeddings could not be")
+        calls.close()
         assert [image.data for image in engine.asked[-1].images] == [base64.b64decode(PNG)]
         await place.rest()
 
