@@ -102,6 +102,8 @@ class Reviewer:
     def observe(self, who: AgentId, notice: Notice) -> None:
         """Take note of offers, and of deals that are over."""
         thread = notice.thread
+        if thread is not None and thread.is_contract:
+            return
         if thread is not None and notice.kind == "ended" and thread.job_id:
             self._met.setdefault(who, set()).add(thread.counterparty)
         if thread is None or thread.side is not Role.BUYER:

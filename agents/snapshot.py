@@ -88,8 +88,9 @@ class Snapshot:
         return {deal: job_id for job_id, deal in self.deal_names().items()}
 
     def bound(self) -> list[Thread]:
-        """Return the deals that both sides have signed and that are not over."""
-        return [thread for thread in self.threads if thread.state in BOUND]
+        """Return the deals that both sides have signed and that are not over, without rates."""
+        signed = (thread for thread in self.threads if thread.state in BOUND)
+        return [thread for thread in signed if not thread.is_contract]
 
     def withdrawals(self) -> dict[str, AgentId]:
         """Return the hashes of the transactions by which the owner took money out, and whose."""

@@ -17,6 +17,7 @@ from coase.agents.compute.ports import Prompt
 from coase.agents.inference import inference_agent
 from coase.agents.purse import Budget
 from coase.agents.seller import Windows
+from coase.agents.snapshot import read_snapshot
 from coase.agents.steps import Notice, Step
 from coase.protocol.errors import BudgetExhausted, Refused
 from coase.protocol.session import Charge
@@ -88,12 +89,19 @@ def text_of(chunks: list[BoughtChunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
-async def test_the_second_prompt_is_called_for_and_paid_like_the_first(place: Market) -> None:
+async def test_the_second_prompt_is_called_for_and_paid_like_the_first(
+    place: Market, tmp_path: Path
+) -> None:
     watched = Watched(place, seller_of("seller"))
     await watched.join()
     first = await watched.read()
     await watched.agreed()
     assert (watched.asked, watched.called) == (2, 0)  # The prompt, and rates.
+    await place.rest()
+    kept = read_snapshot(tmp_path / "journal.sqlite", deep=True)
+    assert kept.faults == []
+    assert [thread.is_contract for thread in kept.threads] == [True, True]  # Of either side.
+    assert kept.bound() == []
     second = await watched.read()
     assert (watched.asked, watched.called) == (2, 1)
     assert text_of(first) == text_of(second)
@@ -103,6 +111,10 @@ async def test_the_second_prompt_is_called_for_and_paid_like_the_first(place: Ma
     await place.rest()
     assert watched.buyer.purse.balance.spent_units == sum(units or 0 for units in paid)
     await watched.compute.close()
+    kept = read_snapshot(tmp_path / "journal.sqlite", deep=True)
+    assert kept.faults == []
+    assert all(one.again == one.data for one in kept.closed)
+    assert sum("contract" in one.row for one in kept.closed) == 2
 
 
 async def test_many_at_once_are_called_for_under_the_same_rates(place: Market) -> None:

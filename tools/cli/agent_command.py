@@ -312,7 +312,7 @@ class Log:
         if notice.kind == "paused" and name is not None and self._paused.get(who) != notice.detail:
             self._paused[who] = notice.detail
             say(f"{name}: paused: {notice.detail}; see: coase budget {name}", style="yellow")
-        if thread is None or thread.terms is None or name is None:
+        if thread is None or thread.terms is None or name is None or thread.is_contract:
             return
         other = f"{thread.counterparty[:10]} {short_name(thread.request.capability)}"
         if notice.kind == "ended" and thread.job_id:

@@ -237,7 +237,7 @@ def _uses() -> list[_Use]:
 
     found: dict[tuple[str, str, str], _Use] = {}
     for row in deals_below(state_home() / "nodes"):
-        if row.get("method") != "none" or row["open"]:
+        if row.get("method") != "none" or row["open"] or row.get("rates"):
             continue
         key = (row["node"], row["counterparty"], row["side"])
         use = found.setdefault(key, _Use(*key))

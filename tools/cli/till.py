@@ -116,7 +116,7 @@ class Till:
         thread = notice.thread
         if who != self._agent.address or thread is None or thread.terms is None:
             return
-        if not thread.job_id or thread.side != "seller":
+        if not thread.job_id or thread.side != "seller" or thread.is_contract:
             return
         earned = thread.view.to_seller_units
         over = notice.kind == "ended"
