@@ -62,7 +62,13 @@ CREATE INDEX IF NOT EXISTS transactions_open ON transactions (seq) WHERE open = 
 """
 
 
-def _disk_failed(what: str, error: Exception) -> JournalFailed:
+def disk_refused(error: Exception) -> bool:
+    """Return whether it is the disk that refused: full, over a quota, or broken."""
+    code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+    return code in _DISK_CODES or getattr(error, "errno", None) in _DISK_ERRNOS
+
+
+def disk_failed(what: str, error: Exception) -> JournalFailed:
     """Return that the disk refused, which is no reason to move any file away."""
     return JournalFailed(
         f"{what}: {getattr(error, 'strerror', None) or error}; nothing is lost: free some space, or"
@@ -80,8 +86,8 @@ class StateDirectory:
             path.chmod(0o700)
             self._file = (path / "lock").open("a+")
         except OSError as error:
-            if error.errno in _DISK_ERRNOS:
-                raise _disk_failed(f"the state directory {path} cannot be used", error) from error
+            if disk_refused(error):
+                raise disk_failed(f"the state directory {path} cannot be used", error) from error
             raise ConfigurationError(
                 f"the state directory {path} cannot be used: {error.strerror or error};"
                 " choose another with --state"
@@ -104,7 +110,7 @@ class StateDirectory:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.close()  # It tries once more to write.
-            raise _disk_failed(f"the state directory {path} cannot be used", error) from error
+            raise disk_failed(f"the state directory {path} cannot be used", error) from error
 
     def release(self) -> None:
         """Let others have the directory. Safe to repeat."""
@@ -129,11 +135,12 @@ class SqliteJournal(Journal):
             self._reader = self._open()
             self._migrate()
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & _PRIMARY in _DISK_CODES:
-                raise _disk_failed(f"the journal {path} cannot be opened", error) from error
+            if disk_refused(error):
+                raise disk_failed(f"the journal {path} cannot be opened", error) from error
             raise ConfigurationError(
                 f"the journal {path} cannot be opened: {error}; if the file is damaged, move it"
-                " away: money that is locked stays in the escrow and is found there"
+                " away: money that is locked stays in the escrow and is found there, but what was"
+                " spent by it counts against no budget any more"
             ) from error
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 

@@ -7,10 +7,11 @@ import logging
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
+from coase.agents.backends.kept import open_kept
 from coase.protocol.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from .explain import Explanation
@@ -29,28 +30,24 @@ CREATE TABLE IF NOT EXISTS learnt (one INTEGER PRIMARY KEY CHECK (one = 1), docu
 """
 
 
+_LOOKS: Final = "SELECT at_ms, calls.document, one FROM calls, learnt LIMIT 1"
+
+
 class CallLog:
     """The file of ``directory`` in which both are kept. Others may read it meanwhile.
 
     A disk that refuses costs explanations and what was learnt, and no answer: that is logged.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Open it, and make it if there is none.
+    def __init__(self, directory: Path, *, say: Callable[[str], None] | None = None) -> None:
+        """Open it, and make it if there is none; with ``say``, also if it is broken.
 
         :raises ConfigurationError: if it cannot be opened
+        :raises JournalFailed: if the disk refuses
         """
         self.path = directory / CALLS_FILE
         self._kept = 0
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.path.touch(mode=0o600)
-            self._file = sqlite3.connect(self.path, timeout=BUSY_MAX_S, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")  # No call waits for the disk.
-            self._file.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(f"{self.path} cannot be opened: {error}") from error
+        self._file = open_kept(self.path, _TABLES, looks=_LOOKS, busy_max_s=BUSY_MAX_S, say=say)
 
     def close(self) -> None:
         """Close the file. Safe to repeat."""

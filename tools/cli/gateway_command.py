@@ -178,13 +178,13 @@ async def _serve(
     from .agent_command import watch_links
 
     async with AsyncExitStack() as stack:
-        journal = stack.enter_context(closing(UsageJournal(routing.directory)))
+        journal = stack.enter_context(closing(UsageJournal(routing.directory, say=_warn)))
         journal.forget(before_ms=now_ms() - KEPT_DAYS * DAY_MS)
         own = await _local(makes, wanted=buys is None) if makes is not None else None
         if own is not None:
             stack.push_async_callback(own.close)
         market = await _market(stack, buys) if buys is not None else None
-        calls = stack.enter_context(closing(CallLog(routing.directory)))
+        calls = stack.enter_context(closing(CallLog(routing.directory, say=_warn)))
         at_once = makes.at_once if makes is not None else LOCAL_AT_ONCE
         wish = Wish(reach=routing.reach)
         router = RouterCompute(
@@ -208,6 +208,10 @@ async def _serve(
                 group.start_soon(watch_links, market.agent.node)
             await anext(signals)
             group.cancel_scope.cancel()
+
+
+def _warn(text: str) -> None:
+    say(text, style="yellow")
 
 
 def _books(journal: UsageJournal, market: MarketCompute | None, buys: _Buying | None) -> Books:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from coase.agents.backends.kept import open_kept
 from coase.agents.history import charge_of_row
 from coase.agents.purse import spent_in, spent_in_row
 from coase.protocol.errors import ConfigurationError, JournalFailed
 from coase.protocol.states import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from coase.agents.steps import Notice
@@ -86,23 +87,16 @@ class Sum:
 class UsageJournal:
     """The file of ``directory`` in which it is written. Several processes may have it open."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open it, and make it if there is none.
+    def __init__(self, directory: Path, *, say: Callable[[str], None] | None = None) -> None:
+        """Open it, and make it if there is none; with ``say``, also if it is broken.
+
+        What a key has spent is not counted by it, but by the agent's journal.
 
         :raises ConfigurationError: if it cannot be opened
+        :raises JournalFailed: if the disk refuses
         """
         self.path = directory / USAGE_FILE
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.path.touch(mode=0o600)
-            # One statement at a time, and each is its own transaction.
-            self._file = sqlite3.connect(self.path, timeout=BUSY_MAX_S, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            # A killed process loses nothing; a power cut the last calls, and no deal's money.
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(f"{self.path} cannot be opened: {error}") from error
+        self._file = open_kept(self.path, _TABLES, looks=_LOOKS, busy_max_s=BUSY_MAX_S, say=say)
 
     def close(self) -> None:
         """Close the file. Safe to repeat."""
@@ -205,6 +199,9 @@ _CALL: Final = "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 
 _DEAL: Final = """
 INSERT INTO deals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (deal) DO UPDATE SET paid_units = coalesce(excluded.paid_units, paid_units)
+"""
+_LOOKS: Final = """
+SELECT tag, made, cached_tokens, duration_ms, seller, paid_units, decimals FROM calls, deals LIMIT 1
 """
 _CALL_NAMES: Final = (
     *("at_ms", "key", "tag", "model", "made", "outcome", "input_tokens", "cached_tokens"),
