@@ -138,12 +138,15 @@ class Streams:
         """Return the channels that have to be read now: new ones, and those read too long ago."""
         now_s = self.desk.head.time_s
         found = dict(self._wanted)
+        # A call under a rate contract is not to wait for what could have been read before.
+        rated = {thread.counterparty for thread in self.desk.contracts()}
         for channel_id, line in self.lines.items():
             end = line.seller or line.buyer
             if end is None or end.view is None:
                 continue
             every_s = end.config.withdraw_delay_s // 6
             busy = bool(end.streams) or (line.seller is not None and line.seller.claim is not None)
+            busy = busy or bool(rated & {end.config.payer, end.config.receiver})
             if busy and now_s - end.view.time_s >= every_s:
                 found[channel_id] = None
         return list(found)

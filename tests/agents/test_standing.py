@@ -311,6 +311,20 @@ def test_on_a_slow_chain_a_call_may_begin_later(market: Standing) -> None:
     assert ask.outcome.state is State.SETTLED
 
 
+def test_channels_under_rates_are_read_before_a_call_needs_it(market: Standing) -> None:
+    market.claim()
+    market.pass_ms(200_000, pause_ms=1_000)
+    channel = next(iter(market.seller.desk.streams.lines.values())).seller
+    assert channel is not None
+    assert channel.view is not None
+    assert market.now_ms // 1_000 - channel.view.time_s < 160
+    market.pass_ms((CONTRACT_S + 200) * 1_000, pause_ms=1_000)
+    channel = next(iter(market.seller.desk.streams.lines.values())).seller
+    assert channel is not None
+    assert channel.view is not None
+    assert market.now_ms // 1_000 - channel.view.time_s > 200  # Nobody asks for it now.
+
+
 def test_an_escrow_takes_no_rates(market: Standing) -> None:
     market.seller.desk.streams.enabled = False
     ask = market.ask("", settlements=("channel", "escrow"), **LIMITS)  # type: ignore[arg-type]
