@@ -312,7 +312,11 @@ def test_on_a_slow_chain_a_call_may_begin_later(market: Standing) -> None:
 
 
 def test_channels_under_rates_are_read_before_a_call_needs_it(market: Standing) -> None:
+    streams = market.seller.desk.streams
     market.claim()
+    streams.want(next(iter(streams.lines)))
+    market.pass_ms(2_000)
+    assert not streams.claimable()
     market.pass_ms(200_000, pause_ms=1_000)
     channel = next(iter(market.seller.desk.streams.lines.values())).seller
     assert channel is not None
