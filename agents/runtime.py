@@ -22,6 +22,7 @@ from coase.protocol.errors import (
     CallReverted,
     ChainUnavailable,
     CoaseError,
+    JournalFailed,
     LocalProtocolError,
 )
 from coase.protocol.session import Thread
@@ -164,7 +165,12 @@ class Runtime:
         self._poll.set()
 
     def _on_envelope(self, seat: Seat, wire: bytes) -> None:
-        self.apply(seat, seat.desk.hear(wire, now_ms=self.now_ms()))
+        try:
+            self.apply(seat, seat.desk.hear(wire, now_ms=self.now_ms()))
+        except JournalFailed:
+            # Not the transport's affair. The committer meets the same error, and ends the node.
+            self._unwatched = max(self._unwatched, 1)
+            self._to_commit.set()
 
     # ---- steps -------------------------------------------------------------------------------
 

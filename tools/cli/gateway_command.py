@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from coase.protocol.errors import ComputeFailed, ConfigurationError
+from coase.protocol.errors import ComputeFailed, ConfigurationError, JournalFailed
 
-from .app import Json, app, emit, fail, out, perform, raise_user, say
+from .app import Json, app, emit, fail, first_cause, out, perform, raise_user, say
 from .gateway_keys import NAME, directory_of, keys
 from .gateway_usage import usage
 
@@ -30,6 +30,8 @@ LOCAL_AT_ONCE: Final = 4
 QUEUE_MAX: Final = 512
 # Deals that bargain and lock side by side; each holds what its answer may cost.
 BOUGHT_AT_ONCE: Final = 32
+ROOM_LOOK_S: Final = 5
+ROOM_MIN_BYTES: Final = 1024 * 1024  # Less is gone with the next few calls.
 REPLY_WITHIN_MS: Final = 2_500  # Who is busy does not answer; it is asked again soon.
 STALL_HELP: Final = (
     "Seconds of silence until another seller goes on: until it has the task, and between two parts"
@@ -103,7 +105,7 @@ def gateway(
         directory = directory_of(state)
         doors = _doors(host, allow_host or [], allow_origin or [], key_file, directory)
         routing = _Routing(directory, _place_of(data))
-        await _serve(makes, buys, doors, routing, host, port, as_json=json_)
+        await _serve(makes, buys, doors, routing, _At(host, port), as_json=json_)
 
     perform(work)
 
@@ -157,13 +159,63 @@ class _Buying:
     state: Path | None
 
 
+@dataclass(slots=True)
+class _At:
+    """Where it listens."""
+
+    host: str
+    port: int
+    url: str = ""
+    """As it is told; nothing before it listened at all."""
+
+
 async def _serve(
     makes: _Making | None,
     buys: _Buying | None,
     doors: Doors,
     routing: _Routing,
-    host: str,
-    port: int,
+    at: _At,
+    *,
+    as_json: bool,
+) -> None:
+    """Serve until a signal comes; while the disk refuses, say so to whoever asks.
+
+    :raises JournalFailed: if the disk refuses from the beginning
+    """
+    while True:
+        try:
+            await _once(makes, buys, doors, routing, at, as_json=as_json)
+            return
+        except (JournalFailed, BaseExceptionGroup) as error:
+            cause = first_cause(error)
+            if not isinstance(cause, JournalFailed) or not at.url:
+                raise
+        _warn(f"{cause}; it goes on by itself when there is room")
+        places = [routing.directory, *([buys.state] if buys is not None and buys.state else [])]
+        await _wait_for_room(cause, places, at)
+
+
+async def _wait_for_room(error: JournalFailed, places: list[Path], at: _At) -> None:
+    """Answer everybody that the disk refuses, until it may take something again."""
+    import shutil
+
+    import anyio
+
+    from coase.tools.gateway.server import serving, sorry
+
+    async with serving(sorry(error), host=at.host, port=at.port):
+        while True:
+            await anyio.sleep(ROOM_LOOK_S)
+            if all(shutil.disk_usage(place).free >= ROOM_MIN_BYTES for place in places):
+                return
+
+
+async def _once(
+    makes: _Making | None,
+    buys: _Buying | None,
+    doors: Doors,
+    routing: _Routing,
+    at: _At,
     *,
     as_json: bool,
 ) -> None:
@@ -192,13 +244,17 @@ async def _serve(
         )
         stack.push_async_callback(router.close)
         books = _books(journal, market, buys)
-        at = await stack.enter_async_context(
-            serving(application(router, doors, books), host=host, port=port)
+        url = await stack.enter_async_context(
+            serving(application(router, doors, books), host=at.host, port=at.port)
         )
         signals = stack.enter_context(
             anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         )
-        await _announce(router, own, at, as_json=as_json)
+        if at.url:
+            say("there is room again, and it goes on")
+        else:
+            at.port, at.url = int(url.rpartition(":")[2]), url
+            await _announce(router, own, url, as_json=as_json)
         # What is loaded by now stays. To search it for rubbish too, as Python does every few
         # hundred answers, holds all of them up for 40 ms.
         gc.freeze()
@@ -233,7 +289,15 @@ def _books(journal: UsageJournal, market: MarketCompute | None, buys: _Buying | 
     node.runtime.observers.append(partial(journal.notice, asset, agent.address))
     past = rows_of(node.journal.summaries(agent.address))
     journal.heal(asset, agent.seat.desk.threads.values(), past)
-    return Books(till=till, usage=journal)
+
+    def trouble() -> JournalFailed | None:
+        try:
+            node.journal.append(())
+        except JournalFailed as error:
+            return error
+        return None
+
+    return Books(till=till, usage=journal, trouble=trouble)
 
 
 def _doors(

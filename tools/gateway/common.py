@@ -42,7 +42,7 @@ from coase.agents.compute.ports import (
 from coase.agents.compute.router import Listed, ModelUnknown, RouterCompute
 from coase.agents.compute.routing import Wish
 from coase.agents.compute.ways import Place
-from coase.protocol.errors import BudgetExhausted, CoaseError
+from coase.protocol.errors import BudgetExhausted, CoaseError, JournalFailed
 
 from .calls import Told, call_of, made_by
 from .places import PLACE, Held, NoPlace
@@ -54,6 +54,10 @@ BODY_SIZE_MAX_BYTES: Final = 4 * 1024 * 1024 + IMAGES_SIZE_MAX_BYTES * 4 // 3
 # Of all bodies that are being read at once: as many as come, they fill no memory.
 BODIES_SIZE_MAX_BYTES: Final = 8 * BODY_SIZE_MAX_BYTES
 BODY_MAX_S: Final = 30  # Whoever sends more slowly holds a place that others need.
+NO_ROOM: Final = (
+    "the disk of the gateway is full, or refuses to be written to, and what is not written down is"
+    " not done; its log says where. It goes on when there is room"
+)
 BODY_QUICK_S: Final = 2  # For so long a body is not called slow.
 # Other servers write until the model ends. Here it is what a price is set aside for.
 ANSWER_TOKENS_DEFAULT: Final = 1_024
@@ -86,6 +90,8 @@ def wrong(error: CoaseError) -> Wrong:
             return Wrong(402, f"{'' if told else 'the budget of this gateway is used up: '}{error}")
         case ComputeBusy():
             return Wrong(429, str(error))
+        case JournalFailed():
+            return Wrong(507, NO_ROOM)
         case _:
             return Wrong(503, str(error))
 

@@ -48,6 +48,10 @@ class Watch:
         if self._task is not None:
             self._task.cancel()
 
+    def stop(self) -> None:
+        """End what is done for the client, though it waits."""
+        self._scope.cancel()
+
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -19,14 +19,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from coase.agents.backends.sqlite import disk_failed, disk_refused
 from coase.agents.charges import charging
 from coase.agents.compute.router import RouterCompute
 from coase.agents.purse import Budget
-from coase.protocol.errors import ConfigurationError, JournalFailed
+from coase.protocol.errors import CoaseError, ConfigurationError, JournalFailed
 
 from . import anthropic, ollama, openai
 from .calls import SCOPE, TAG_HEADER, Call, tag_of
-from .common import Wrong
+from .common import Wrong, wrong
 from .keys import ApiKey, Callers, digest_of
 from .places import PLACE, NoPlace, Places
 from .sending import WATCH, Watch
@@ -49,6 +50,7 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 _METHODS: Final = "GET, HEAD, POST, DELETE, OPTIONS"
 _ALLOWED: Final = "content-type, authorization, x-api-key, anthropic-version, x-coase-tag"
 _NO_KEY: Final = ApiKey(name="", digest="", begins="", made_s=0, budget=Budget())
+_ENDS: Final = "the gateway ends; ask again when it is back"
 _MODELS_STAY: Final = "this is not served here: models are changed where they are, by their engine"
 
 
@@ -82,6 +84,8 @@ class Books:
 
     till: Till | None = None
     usage: UsageJournal | None = None
+    trouble: Callable[[], CoaseError | None] = lambda: None
+    """Why nothing can be written down any more, if that is so."""
 
 
 def application(
@@ -131,7 +135,7 @@ def _shaped(path: str, headers: Headers, error: Wrong) -> Response:
         face = anthropic
     elif path.startswith("/api") or path == "/":
         face = ollama
-    more = {"retry-after": "1"} if error.status in (429, 503) else None
+    more = {"retry-after": "1"} if error.status in (429, 503, 507) else None
     return JSONResponse(face.error_body(error), status_code=error.status, headers=more)
 
 
@@ -147,8 +151,22 @@ async def _not_here(request: Request, error: Exception) -> Response:
 
 
 async def _our_fault(request: Request, error: Exception) -> Response:
+    if disk_refused(error):
+        told = wrong(disk_failed("it failed at this request", error))
+        return _shaped(request.url.path, request.headers, told)
     what = "the gateway failed at this request; its log says where"
     return _shaped(request.url.path, request.headers, Wrong(500, what))
+
+
+def sorry(error: CoaseError) -> ASGIApp:
+    """Return an application that tells everybody why nothing is served now."""
+    told = wrong(error)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await _shaped(scope["path"], Headers(scope=scope), told)(scope, receive, send)
+
+    return app
 
 
 class _Door:
@@ -158,6 +176,14 @@ class _Door:
         self._app, self._doors, self._books = app, doors, books
         self._plain = {digest_of(key): f"key {at}" for at, key in enumerate(doors.keys, 1)}
         self._places = Places(self._doors.concurrency)
+        self._watches: set[Watch] = set()
+        self._ending = False
+
+    def end(self) -> None:
+        """Answer all who wait for a first word that there will be none."""
+        self._ending = True
+        for watch in self._watches:
+            watch.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -183,6 +209,7 @@ class _Door:
         account = key.name if key.digest else ""
         call = scope[SCOPE] = Call(till=self._books.till, key=key.name, account=account, tag=tag)
         watch = scope[WATCH] = Watch(receive)
+        self._watches.add(watch)
         status = CLIENT_WENT
 
         async def sending(message: Message) -> None:
@@ -196,7 +223,13 @@ class _Door:
         try:
             with self._places.taken(_caller(scope, key)) as scope[PLACE], charging(call.charge):
                 await watch.over(self._app(scope, receive, sending))
+                if self._ending and not watch.gone and status == CLIENT_WENT:
+                    error = self._books.trouble()
+                    told = wrong(error) if error is not None else Wrong(503, _ENDS)
+                    headers = Headers(scope=scope)
+                    await _shaped(scope["path"], headers, told)(scope, receive, sending)
         finally:
+            self._watches.discard(watch)
             try:
                 call.over(self._books.usage, status)
             except (JournalFailed, ConfigurationError) as error:
@@ -314,13 +347,21 @@ async def serving(app: ASGIApp, *, host: str, port: int) -> AsyncIterator[str]:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {why}; see --port") from None
     server = _Server(config)
     async with anyio.create_task_group() as group:
-        group.start_soon(server.serve, [listener])
+
+        async def serve() -> None:
+            # Whatever ends us, those who wait are told so first.
+            with anyio.CancelScope(shield=True):
+                await server.serve([listener])
+
+        group.start_soon(serve)
         try:
             at = listener.getsockname()
             name = f"[{at[0]}]" if ":" in at[0] else at[0]
             yield f"http://{name}:{at[1]}"
         finally:
             server.should_exit = True
+            if isinstance(app, _Door):
+                app.end()
 
 
 class _Protocol(HttpToolsProtocol):

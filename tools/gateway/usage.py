@@ -7,6 +7,7 @@ What it missed of deals, its agent's journal tells at the next start.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from coase.agents.steps import Notice
     from coase.protocol.session import Thread
     from coase.protocol.types import AgentId, Asset
+
+log = logging.getLogger(__name__)
 
 USAGE_FILE: Final = "usage.sqlite"
 BUSY_MAX_S: Final = 5
@@ -143,8 +146,13 @@ class UsageJournal:
         if who != me or notice.thread is None or notice.kind not in ("agreed", "ended"):
             return
         row = _deal_of(notice.thread, asset, ended=notice.kind == "ended")
-        if row is not None:
+        if row is None:
+            return
+        try:
             self._deals([row])
+        except JournalFailed as error:
+            # Whoever makes the deal must not be stopped by that; the next start takes it in.
+            log.error("a deal was not noted: %s", error)
 
     def _deals(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._write(_DEAL, rows)
