@@ -339,8 +339,12 @@ class Streams:
             # Of what is left then, half stays for other sellers and other ways to pay.
             more = min(more, max(0, spare - missing_units) // 2)
         units = missing_units + more
-        effect_id = f"{thread.deal}:fund:{end.signed_units}@{self.desk.me}"
-        balance = units + (end.view.balance_units if end.view is not None else 0)
+        there = end.view.balance_units if end.view is not None else 0
+        # What is not seen yet is the same deposit; but one deal may fill a channel again, as rates
+        # do before more is signed, or another channel.
+        which = f"{end.channel_id.hex()[:8]}:{end.signed_units}:{there}"
+        effect_id = f"{thread.deal}:fund:{which}@{self.desk.me}"
+        balance = units + there
         line.deposit = _Deposit(effect_id, thread.deal, units, deadline_s, balance)
         told = {
             "id": effect_id,

@@ -329,6 +329,19 @@ def test_channels_under_rates_are_read_before_a_call_needs_it(market: Standing) 
     assert market.now_ms // 1_000 - channel.view.time_s > 200  # Nobody asks for it now.
 
 
+def test_rates_fill_a_channel_again_before_anything_more_was_signed(
+    market: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coase.agents.streams.CALLS_AHEAD", 25)
+    monkeypatch.setattr("coase.agents.streams.DEPOSIT_DEALS", 1)
+    market.writes = False
+    price = market.contract.agreed_terms.price_units
+    for _ in range(2):
+        market.pass_ms(4_000)
+        assert market.buyer.desk.streams.ready_units(market.contract) == 25 * price
+        market.call()
+
+
 def test_an_escrow_takes_no_rates(market: Standing) -> None:
     market.seller.desk.streams.enabled = False
     ask = market.ask("", settlements=("channel", "escrow"), **LIMITS)  # type: ignore[arg-type]
