@@ -309,6 +309,9 @@ def _move(
             salt, task = bytes.fromhex(body.salt[2:]), body.task.encode()
             if commitment(salt, task) != thread.agreed_terms.work.task:
                 raise RemoteProtocolError("the task is not the one that the terms commit to")
+            if thread.task is not None and thread.task != body:
+                # It names the channel as well, and what was paid for lies in the first one.
+                raise RemoteProtocolError("a second task that differs from the first")
             changed = replace(thread, task=body, task_id=message.id)
         case Result():
             changed = _result(thread, message, body, now_ms=now_ms, verify=verify)

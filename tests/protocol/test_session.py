@@ -234,6 +234,15 @@ def test_a_task_is_the_one_that_was_committed_to() -> None:
             pair.hear(Role.SELLER, pair.message(Role.BUYER, "task", **changes))
 
 
+def test_a_task_is_said_once_and_names_one_channel() -> None:
+    pair = at(State.LOCKED)
+    pair.speak(Role.BUYER, "task")
+    pair.hear(Role.SELLER, pair.message(Role.BUYER, "task"))  # The same again is nothing new.
+    for changes in ({"channel_salt": "0x" + "07" * 32}, {"withdraw_delay_s": 901}):
+        with pytest.raises(RemoteProtocolError, match="second task"):
+            pair.hear(Role.SELLER, pair.message(Role.BUYER, "task", **changes))
+
+
 def test_a_task_may_come_before_its_seller_has_seen_the_lock() -> None:
     pair = at(State.AGREED)
     pair.speak(Role.BUYER, "task")
