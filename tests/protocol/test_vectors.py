@@ -11,6 +11,7 @@ import pytest
 from eth_account import Account
 from eth_utils.crypto import keccak
 
+from coase.protocol.calls import call_id
 from coase.protocol.envelope import check_signature, open_body, read_header, unseal
 from coase.protocol.identity import Identity, recover
 from coase.protocol.messages import TermsBody, schemas_hash, thread_id
@@ -83,6 +84,11 @@ def test_names_follow_from_what_they_name() -> None:
     assert vectors["thread_id"] == thread_id(
         vectors["request_id"], vectors["buyer"], vectors["seller"]
     )
+    assert [call["number"] for call in vectors["calls"]] == [1, 2, 10_000]
+    for call in vectors["calls"]:
+        named = bytes.fromhex(vectors["thread_id"]) + call["number"].to_bytes(8, "big")
+        assert call["deal"] == keccak(b"coase/call/v1\0" + named)[:16].hex()
+        assert call["deal"] == call_id(vectors["thread_id"], call["number"])
     for seq, piece in enumerate(vectors["piece_ids"]):
         whole = b"coase/piece/v1\0" + bytes.fromhex("01" * 16) + seq.to_bytes(4, "big")
         assert piece == keccak(whole)[:16].hex()

@@ -20,11 +20,13 @@ if __name__ == "__main__":
 from coase.agents.pieces import piece_id  # noqa: E402
 from coase.agents.wares import FIXED  # noqa: E402
 from coase.protocol.backends.mesh_tls import MeshAuthority  # noqa: E402
+from coase.protocol.calls import call_id  # noqa: E402
 from coase.protocol.envelope import digest, pack, public_key, seal, seal_info, unseal  # noqa: E402
 from coase.protocol.errors import Refused  # noqa: E402
 from coase.protocol.identity import Identity, keccak256  # noqa: E402
 from coase.protocol.joincode import JoinCode  # noqa: E402
 from coase.protocol.messages import (  # noqa: E402
+    CALLS_MAX,
     canonical_json,
     capability_id,
     commitment,
@@ -205,6 +207,7 @@ def names() -> dict[str, Any]:
         "buyer": BUYER.address,
         "seller": SELLER.address,
         "thread_id": deal,
+        "calls": [{"number": n, "deal": call_id(deal, n)} for n in (1, 2, CALLS_MAX)],
         "piece_ids": [piece_id("01" * 16, seq) for seq in range(3)],
         "prefixes": [[level, prefix] for level, prefix in prefixes(SELLER.address)],
         "inbox": inbox_subject(NET, SELLER.address),
