@@ -39,6 +39,7 @@ from tests.simulation.cheap import (
     TwistingCodec,
     require_cheap_signer,
 )
+from tests.simulation.rates import Caller
 from tests.simulation.till import CHUNK_MAX_UNITS, INPUT_MAX, OUTPUT_MAX, RATE, TWISTS, Till
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ class Node:
             **verify,
         )
         self.till = Till(self, desk)
+        self.caller = Caller(self, desk)
         arbiters = () if world.plan.arbiter == "none" else (world.arbiter,)
         if self.sells:
             seller = SellerDesk(desk, agent=self.name, arbiters=arbiters)
@@ -235,7 +237,7 @@ class Node:
                 INPUT_SCHEMA,
                 OUTPUT_SCHEMA,
                 Trader(self),
-                capacity=4,
+                capacity=8 if world.plan.rates_percent else 4,
                 windows=WINDOWS,
                 shown=True,
             )
@@ -255,9 +257,13 @@ class Node:
             for request_id, ended in self.asked.items():
                 if not ended and request_id not in self.buyer.asks:
                     self.asked[request_id] = "forgotten"  # Or its end, of which nobody was told.
+        desk.abandoned = self.caller.abandoned()
         if self.life > 1:
             self.guard(self._look)()
-            self.guard(self._tick)()
+            if world.plan.rates_percent:  # It hears already, and has withdrawn from nothing yet.
+                world.later(self.rng.randint(0, 20), self.guard(self._tick))
+            else:
+                self.guard(self._tick)()
 
     def _codec(self) -> Codec:
         if self.world.plan.real_keys:
@@ -354,12 +360,19 @@ class Node:
 
     def _hear(self, wire: bytes) -> None:
         self.take(self.desk.hear(wire, now_ms=self.clock()))
+        self.caller.heard(wire)
 
     def ask(self, task: str) -> None:
         """Ask the market for something."""
         self.guard(self._ask)(task)
 
     def _ask(self, task: str) -> None:
+        percent = self.world.plan.rates_percent
+        if not percent or self.rng.randrange(100) >= percent or not self.caller.plan(task):
+            self.ask_market(task)
+
+    def ask_market(self, task: str) -> None:
+        """Ask everybody, as for a deal of its own."""
         world = self.world
         wish = Wish(
             world.capability,
@@ -371,7 +384,7 @@ class Node:
             **self._payment(),
         )
         try:
-            ask, step = self.buyer.ask(wish, self._strategy(), now_ms=self.clock())
+            ask, step = self.buyer.ask(wish, self.strategy(), now_ms=self.clock())
         except BudgetExhausted:
             return  # Whoever has spent all does not even ask.
         self.asked[ask.request_id] = ""
@@ -388,7 +401,7 @@ class Node:
         tokens = {"input_max": INPUT_MAX, "output_max": OUTPUT_MAX} if counted else {}
         return {"settlements": tuple(methods), **tokens}
 
-    def _strategy(self) -> BuyerStrategy:
+    def strategy(self) -> BuyerStrategy:
         """Return a strategy of this file, or the one that agents have."""
         percent = self.world.plan.rounds_percent
         if not percent or self.rng.randrange(100) >= percent:
@@ -507,6 +520,7 @@ class Node:
             case Notice():
                 if effect.kind == "request_ended":
                     self.asked[effect.deal] = effect.detail or "ended"
+                self.caller.noticed(effect)
                 if effect.kind == "ended" or effect.kind.startswith("chain"):
                     state = effect.thread.state if effect.thread is not None else effect.detail
                     self.world.note(self, f"{effect.kind} {effect.deal[:6]} {state}")

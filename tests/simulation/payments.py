@@ -7,15 +7,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from coase.agents.history import view_from_json
 from coase.agents.metering import is_counted, result_units, units_of
+from coase.agents.purse import spent_in_row
+from coase.agents.standing import CALL_REFUSED
 from coase.escrow.accounts import (
     ChunkSent,
     VoucherPromised,
     VoucherTaken,
     decode_record,
 )
+from coase.protocol.calls import call_id
 from coase.protocol.session import limit_s
 from coase.protocol.states import BOUND, Role, State
+from coase.protocol.types import Phase
 from tests.simulation.till import CHUNK_MAX_UNITS, TWISTS
 
 if TYPE_CHECKING:
@@ -55,6 +60,31 @@ class Streamed:
     sent_units: int = 0
     got_units: int = 0
     locked: set[str] = field(default_factory=set)
+    price_units: int = 0
+    job_id: bytes = b""
+    contract: str = ""
+    """The rates under which it was called for, if it was."""
+    number: int = 0
+    opened: set[str] = field(default_factory=set)
+    """Of a call, on whose disks it is."""
+
+
+@dataclass(slots=True)
+class Rates:
+    """One rate contract, under which others may be paid and which itself never is."""
+
+    buyer: Node
+    seller: Node
+    thread: Thread | None = None
+    """As its buyer sees it."""
+    since: dict[str, int] = field(default_factory=dict)
+    """At how many points of each side the power could have gone before it was agreed."""
+
+    def thread_of_seller(self) -> Thread | None:
+        """Return the contract as its seller sees it, if it is in force there."""
+        if self.thread is None or not self.seller.up:
+            return None
+        return self.seller.desk.threads.get(self.thread.deal)
 
 
 class Payments:
@@ -64,6 +94,9 @@ class Payments:
         self.world = world
         self.tabs: dict[str, Tab] = {}
         self.deals: dict[str, Streamed] = {}
+        self.contracts: dict[str, Rates] = {}
+        self.given_up: set[str] = set()
+        """Calls that their buyer broke off, or forgot with its life."""
 
     # ---- as it happens -----------------------------------------------------------------------
 
@@ -77,15 +110,32 @@ class Payments:
                 self._know(node, thread)
             if effect.kind == "said:voucher":  # type: ignore[union-attr]
                 self._paying(node, thread)
+            if effect.kind == "said:call":  # type: ignore[union-attr]
+                aside = node.purse.reserved.get(thread.deal, 0)
+                whole = aside == thread.agreed_terms.price_units
+                self.world.require(whole, node, "called without money", thread.deal, aside)
 
     def _know(self, node: Node, thread: Thread) -> None:
+        other = self.world.by_address[thread.counterparty]
+        buyer, seller = (node, other) if thread.side is Role.BUYER else (other, node)
+        if thread.is_contract:
+            since = {buyer.name: buyer.points, seller.name: seller.points}
+            rates = self.contracts.setdefault(thread.deal, Rates(buyer, seller, since=since))
+            rates.thread = thread if node is buyer else rates.thread
+            return
         found = self.deals.get(thread.deal)
-        if found is None:
-            other = self.world.by_address[thread.counterparty]
-            buyer, seller = (node, other) if thread.side is Role.BUYER else (other, node)
+        forgotten = found is not None and found.contract and not found.opened and node is buyer
+        if found is None or forgotten:  # What was not on the disk nobody else has heard of.
             found = Streamed(thread.deal, buyer, seller, thread.method)
+            found.price_units = thread.agreed_terms.price_units
+            found.job_id, found.contract = thread.job_id, thread.contract
+            found.number = thread.number
             self.deals[thread.deal] = found
-        if thread.state is not State.AGREED:
+        liar = "lies" in buyer.vices.values()  # Its own desk knows other terms than it told.
+        same = found.job_id == thread.job_id or not found.contract or liar
+        self.world.require(same, node, "two terms of one deal", thread.deal)
+        # What was called for is known to nobody whose power went before it was on the disk.
+        if thread.state is not State.AGREED and not thread.contract:
             found.locked.add(node.name)
 
     def _paying(self, node: Node, thread: Thread) -> None:
@@ -108,17 +158,40 @@ class Payments:
             self._moved(node, record)
         elif record.kind == "said" and record.data.startswith(SENT):
             self._said(node, record)
+        elif record.kind == "thread" and b'"called"' in record.data:
+            self._opened(node, record)
+        elif record.kind == "saw" and record.deal in self.deals:
+            if view_from_json(record.data)[0].phase is Phase.WORKING:
+                self.deals[record.deal].locked.add(node.name)
+
+    def _opened(self, node: Node, record: Record) -> None:
+        """Require that a number opens one deal, and that one once."""
+        contract, number, *_ = json.loads(record.data)["called"]
+        deal, require = self.deals[record.deal], self.world.require
+        require(node.name not in deal.opened, node, "one number began twice", record.deal, number)
+        deal.opened.add(node.name)
+        follows = record.deal == call_id(contract, number)
+        require(follows, node, "a call of another number", record.deal, number)
+        require(node.name in deal.opened, node, "a call", number)
+        buyer_first = deal.buyer.name in deal.opened
+        require(buyer_first, node, "called before it was durable", record.deal)
 
     def _moved(self, node: Node, record: Record) -> None:
         tab, require = self.tabs[record.deal], self.world.require
-        match decode_record(record.data):
+        moved = decode_record(record.data)
+        name = getattr(moved, "deal_id", "")
+        require(name not in self.contracts, node, "money of a rate contract", name)
+        match moved:
             case VoucherPromised(deal, units, total):
                 again = tab.totals.get(total)
                 require(again is None, node, "signed a total twice", deal, again)
                 grown = total == tab.promised_units + units
                 require(grown, node, "forgot what was signed", total, tab.promised_units)
                 tab.promised_units, tab.totals[total] = total, (deal, units)
-                self.deals[deal].signed_units += units
+                paid = self.deals[deal]
+                paid.signed_units += units
+                within = paid.signed_units <= paid.price_units
+                require(within, node, "signed above the price", deal, paid.signed_units)
             case VoucherTaken(deal, units, total, _):
                 signed = tab.taken_units < total <= tab.promised_units
                 require(signed, node, "took a voucher that was not signed", deal, total)
@@ -179,6 +252,17 @@ class Payments:
         for node in world.nodes:
             if node.up:
                 self._in_time(node, head_s)
+                self._hold_nothing(node)
+
+    def _hold_nothing(self, node: Node) -> None:
+        """Require that rates by themselves take no money, no place and no time."""
+        desk = node.desk
+        for contract in desk.contracts():
+            deal = contract.deal
+            idle = contract.state is State.AGREED and not contract.paid_units
+            idle = idle and deal not in desk.bound() and not node.purse.reserved.get(deal)
+            idle = idle and not any(deal in deals for deals in desk.working.values())
+            self.world.require(idle, node, "rates that hold something", deal, contract.state)
 
     def _in_time(self, node: Node, head_s: int) -> None:
         for thread in node.desk.threads.values():
@@ -218,9 +302,32 @@ class Payments:
             if seller in there:
                 whole = claimed == tab.taken_units
                 world.require(whole, seller, "lost what it was paid", claimed, tab.taken_units)
+        for deal in [one for one in self.deals.values() if one.contract]:
+            if deal.buyer.name not in deal.opened:  # It was on no disk when the power went.
+                never = not (deal.opened or deal.signed_units or deal.sent_units)
+                world.require(never, deal.buyer, "a call out of nothing", deal.deal)
+                del self.deals[deal.deal]
         for deal in self.deals.values():
             self._told(deal)
+        for name, rates in self.contracts.items():
+            for node in (rates.buyer, rates.seller):
+                row = node.store.summaries.get(name)
+                free = row is None or (row["state"], row["to_seller_units"]) == (State.LAPSED, 0)
+                world.require(free, node, "rates that cost something", name, row)
         self._add_up()
+        for node in world.nodes:
+            if node.buys and node.up:
+                self._purse(node)
+        world.counts["rates agreed"] += len(self.contracts)
+
+    def _purse(self, node: Node) -> None:
+        """Require that a purse holds nothing any more, and has spent what the journal tells."""
+        rows = node.store.summaries.values()
+        spent = sum(spent_in_row(row) or 0 for row in rows)
+        told = node.purse.balance.spent_units
+        self.world.require(told == spent, node, "a purse tells another sum", told, spent)
+        held = node.purse.reserved
+        self.world.require(not held, node, "a purse holds something still", held)
 
     def _add_up(self) -> None:
         """Require that sellers tell of no more in all their deals than they hold vouchers for."""
@@ -243,7 +350,8 @@ class Payments:
         most = self._trusted(deal.buyer.me, deal.seller.me)
         tale = (deal.deal, deal.method, deal.buyer.name, deal.seller.name, paid, deal.locked)
         for node, row in zip((deal.buyer, deal.seller), told, strict=True):
-            require(row is not None or node.vanished, node, "has no end of a stream", *tale)
+            there = not node.vanished and (not deal.contract or node.name in deal.opened)
+            require(row is not None or not there, node, "has no end of a stream", *tale)
         if told[0] is not None:
             require(paid[0] == deal.signed_units, deal.buyer, "tells another sum", *tale)
         # Who lies about which deal a voucher pays for is believed, as far as the sum of all goes.
@@ -256,21 +364,33 @@ class Payments:
         within = lies or open_units <= most
         require(within, deal.seller, "gave more than a chunk", *tale)
         # Who arms a withdrawal, or signs what it should not, does so to all deals of a channel.
-        spoilt = deal.buyer.vices.get(Role.BUYER) in ("arms", *TWISTS)
+        spoilt = deal.buyer.vices.get(Role.BUYER) in ("arms", *TWISTS) or self._owes(deal)
         honest = deal.buyer.honest(deal.deal, Role.BUYER) and not spoilt
         if honest and deal.seller.honest(deal.deal, Role.SELLER):
             # No loss, crash, cut or halt of this world lasts as long as the time to deliver.
             ends = [row["state"] if row is not None else "" for row in told]
-            if len(deal.locked) == 2:
+            if len(deal.locked) == 2 and deal.deal not in self.given_up:
                 good = told[0] is not None and told[0]["verdict"] == "good"
                 good = good and ends == [State.SETTLED, State.SETTLED]
                 require(good, None, "honest sides came to nothing", *tale, *ends)
                 require(paid[0] == paid[1], None, "two sums of one deal", *tale)
+
+    def _owes(self, deal: Streamed) -> bool:
+        """Return whether a buyer left so much unpaid elsewhere that its seller gives no more."""
+        pair = deal.buyer, deal.seller
+        others = [one for one in self.deals.values() if (one.buyer, one.seller) == pair]
+        owed = sum(max(0, one.sent_units - one.signed_units) for one in others if one is not deal)
+        return owed > CHUNK_MAX_UNITS // 2
 
     def tally(self) -> Counter[str]:
         """Return how the deals ended, as their buyers tell."""
         found: Counter[str] = Counter()
         for deal in self.deals.values():
             row = deal.buyer.store.summaries.get(deal.deal) or {"state": "left", "how": "open"}
-            found[f"{deal.method} {row['state']}"] += 1
+            state = row["state"]
+            if state == State.REFUNDED and CALL_REFUSED in str(row["why"]):
+                state = "refused"
+            elif state == State.REFUNDED and deal.deal in self.given_up:
+                state = "given up"
+            found[f"{'call' if deal.contract else deal.method} {state}"] += 1
         return found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import random
+from typing import Any
 
 SELLER_VICES = (
     "no_delivery",
@@ -35,6 +33,9 @@ BUYER_VICES = (
     "foreign_voucher",
     "arms",
 )
+# Only where there are rates, so that the others come as often elsewhere.
+RATES_SELLER_VICES = ("refuses_and_works", "twice")
+RATES_BUYER_VICES = ("miscalls", "miscalls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,8 @@ class Plan:
     """Of the requests, how many would rather be paid by a channel."""
     firm_percent: int = 0
     """Of the requests, how many would rather be for nothing, as they are within a firm."""
+    rates_percent: int = 0
+    """Of what is wanted, how much is called for under rates, where they can be agreed."""
 
     @property
     def calm(self) -> bool:
@@ -104,6 +107,7 @@ class Plan:
             rounds_percent=self.rounds_percent,
             channel_percent=self.channel_percent,
             firm_percent=self.firm_percent,
+            rates_percent=self.rates_percent,
             real_keys=self.real_keys,
             confirmations=self.confirmations,
         )
@@ -112,6 +116,16 @@ class Plan:
     def streams(self) -> bool:
         """Whether there are channels at all."""
         return bool(self.channel_percent or self.firm_percent)
+
+    @property
+    def seller_vices(self) -> tuple[str, ...]:
+        """What a seller may do."""
+        return SELLER_VICES + (RATES_SELLER_VICES if self.rates_percent else ())
+
+    @property
+    def buyer_vices(self) -> tuple[str, ...]:
+        """What a buyer may do."""
+        return BUYER_VICES + (RATES_BUYER_VICES if self.rates_percent else ())
 
     @classmethod
     def draw(cls, seed: int, rng: random.Random, *, asks: int = 0) -> Plan:
@@ -128,6 +142,10 @@ class Plan:
             "channel_percent": rng.choice((0, 50, 50, 100)),
             "firm_percent": rng.choice((0, 0, 30)),
         }
+        if agents["channel_percent"] or agents["firm_percent"]:
+            # By a draw of its own: worlds without rates are what they always were.
+            own = random.Random(f"rates/{seed}")
+            agents["rates_percent"] = own.choice((0, 0, 50, 90))
         real = seed % 50 == 7
         if real:
             agents["asks"] = min(int(agents["asks"]), 8)

@@ -202,6 +202,8 @@ class Till:
             now_ms=node.clock(),
         )
         node.take(step)
+        if vice == "twice" and thread.contract:
+            node.caller.deliver_again(deal)
 
     # ---- lies ------------------------------------------------------------------------------------
 

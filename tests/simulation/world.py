@@ -27,7 +27,7 @@ from tests.simulation.eve import Eve
 from tests.simulation.ledger import Ledger, Sent
 from tests.simulation.node import INPUT_SCHEMA, LARGE_BYTES, MARGINS, OUTPUT_SCHEMA, Node
 from tests.simulation.payments import Payments
-from tests.simulation.plan import BUYER_VICES, SELLER_VICES, Plan
+from tests.simulation.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ class World:
         nodes += [Node(self, f"buyer{n}", sells=False, buys=True) for n in range(plan.buyers)]
         nodes += [Node(self, f"both{n}", sells=True, buys=True) for n in range(plan.both)]
         for node in nodes:
-            for side, vices in ((Role.SELLER, SELLER_VICES), (Role.BUYER, BUYER_VICES)):
+            for side, vices in ((Role.SELLER, plan.seller_vices), (Role.BUYER, plan.buyer_vices)):
                 if self.rng.randrange(100) < plan.vices_percent:
                     vice = self.rng.choice(vices)
                     cheap = vice != "lies" or not plan.real_keys
@@ -629,8 +629,9 @@ class World:
         self.outcomes.update(self.payments.tally())
         asks = sum(len(node.asked) for node in self.nodes)
         deals = self.outcomes.total()
-        self.outcomes["no deal"] += asks - deals
+        self.outcomes["no deal"] += asks - deals - len(self.payments.contracts)
         if self.plan.calm and not any(node.vanished for node in self.nodes):
-            good = ("settled", "channel settled", "none settled")
-            settled = sum(self.outcomes[name] for name in good)
+            ways = ("", "channel ", "none ", "call ")
+            settled = sum(self.outcomes[f"{way}settled"] for way in ways)
+            settled += self.outcomes["call refused"] + self.outcomes["call given up"]
             self.require(settled == deals, None, "calm and not settled", self.outcomes)
