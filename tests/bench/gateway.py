@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ CALLERS: Final = (1, 4, 16)
 AIM_ADDED_MS: Final = {1: 3, 4: 10, 16: 30}
 AIM_RATE_PERCENT: Final = 97
 SHORT_ANSWERS: Final = 600
+START_MAX_S: Final = 120  # A chain and its contracts, or a model, on a slow machine.
+END_MAX_S: Final = 10  # A seller ends what it sold first, and is not waited for longer.
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -53,13 +56,26 @@ def process(*command: str, said: str = "", **more: str) -> Iterator[tuple[int, s
     )
     assert ran.stdin is not None
     assert ran.stdout is not None
+    silent = threading.Timer(START_MAX_S, ran.kill)
+    silent.start()
     try:
         ran.stdin.write(said)
         ran.stdin.flush()
-        yield ran.pid, ran.stdout.readline().strip()
+        line = ran.stdout.readline().strip()
+        silent.cancel()
+        if not line:
+            raise RuntimeError(f"{' '.join(command)} said nothing")
+        yield ran.pid, line
     finally:
+        silent.cancel()
+        if ran.poll() is not None:
+            print(f"{command[0]} ended before its time with {ran.returncode}", file=sys.stderr)
         ran.terminate()
-        ran.wait()
+        try:
+            ran.wait(END_MAX_S)
+        except subprocess.TimeoutExpired:
+            ran.kill()  # It waits for the other side, which may be what failed.
+            ran.wait()
         ran.stdin.close()
         ran.stdout.close()
 
