@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from coase.escrow.backends.devchain import DevChain, start_devchain
+from coase.escrow.backends.devchain import EXIT_JOURNAL, DevChain, start_devchain
 from coase.protocol.backends.broker import EmbeddedBroker
 
 from .beside import BESIDE
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 BROKER_DIRECTORY: Final = "broker"
 CHAIN_DIRECTORY: Final = "chain"
+ROOM_LOOK_S: Final = 2
+ROOM_MIN_BYTES: Final = 1024 * 1024  # An empty block takes twenty bytes, a deal some thousand.
 
 
 @asynccontextmanager
@@ -57,6 +60,8 @@ async def local_market(
             nonlocal chain
             while chain is not None:
                 code = await chain.process.wait()
+                if code == EXIT_JOURNAL:
+                    await room(state / CHAIN_DIRECTORY)
                 log.warning("the chain ended with %s and is started again", code)
                 port = int(chain.rpc.rpartition(":")[2].strip("/"))
                 chain = await start_devchain(
@@ -96,6 +101,23 @@ async def local_market(
                 if chain is not None:
                     await chain.close()
                 await broker.stop()
+
+
+async def room(directory: Path) -> None:
+    """Say that the disk refused the chain, and return when it may take its blocks again.
+
+    What was not written was shown to nobody: nothing is lost, and nothing goes on meanwhile.
+    """
+    log.error(
+        "the chain stands still: %s cannot be written, its disk is full or refuses. Nothing is"
+        " lost; make room, and it goes on by itself",
+        directory,
+    )
+    while True:
+        await anyio.sleep(ROOM_LOOK_S)
+        if shutil.disk_usage(directory).free >= ROOM_MIN_BYTES:
+            break
+    log.error("there is room again at %s: the chain goes on", directory)
 
 
 def address_of(broker: EmbeddedBroker) -> NatsAddress:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Final
@@ -198,7 +199,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return asyncio.run(_serve(arguments))
     except JournalFailed as error:
-        sys.stderr.write(f"devchain: {error}\n")
+        # What it would be written to may lie on the same disk.
+        with suppress(OSError):
+            sys.stderr.write(f"devchain: {error}\n")
         return EXIT_JOURNAL
     except CoaseError as error:
         sys.stdout.write(json.dumps({"error": str(error)}) + "\n")

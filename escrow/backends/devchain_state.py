@@ -6,6 +6,7 @@ so it is dropped; anything else that does not fit is an error, since money would
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -83,11 +84,13 @@ class StateFile:
         try:
             written = os.write(self._file, line)
             if written != len(line):
-                raise OSError("the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if durable:
                 os.fsync(self._file)
         except OSError as error:
-            raise JournalFailed(f"{self.directory / _CHAIN} cannot be written: {error}") from error
+            raise JournalFailed(
+                f"{self.directory / _CHAIN} cannot be written: {error.strerror or error}"
+            ) from error
 
     def secret(self, name: str) -> bytes | None:
         """Return the 32 bytes kept under ``name``, or None."""
