@@ -149,6 +149,12 @@ def test_status_shows_network_sellers_and_deals(home: Home, oracle: Running, slo
     assert max(map(len, screen.splitlines()[1:])) <= 80
 
 
+def test_to_look_makes_no_key(home: Home, market: Running, tmp_path: Path) -> None:
+    guest = Home(tmp_path / "guest", {"COASE_NETWORK": str(home.path / "network.json")})
+    assert guest.json("status")["deals"] == []
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_a_purchase_that_was_killed_is_finished_by_the_next_command(
     home: Home, slow: Running
 ) -> None:

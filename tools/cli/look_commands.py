@@ -53,10 +53,10 @@ async def _status() -> dict[str, Any]:
 
     network = load_network()
     from .journals import deals_below, node_home
-    from .purchases import finish_earlier, shopper
+    from .purchases import finish_earlier, looker
 
     await finish_earlier(network)
-    async with shopper(network, quiet=True) as (node, agent):
+    async with looker(network) as (node, agent):
         head = await node.settlement.head()
         found = await node.discover(agent)
         held = await node.settlement.held()

@@ -22,6 +22,7 @@ from coase.agents.node import Node, open_node
 from coase.agents.purchasing import Purchase
 from coase.agents.steps import Notice
 from coase.agents.wiring import ensure_funds
+from coase.escrow.backends.keystore import open_keystore
 from coase.protocol.errors import (
     BudgetExhausted,
     ChainUnavailable,
@@ -36,8 +37,10 @@ from coase.protocol.types import ZERO_ADDRESS, units_to_text
 
 from .app import say
 from .journals import SLOTS_MAX, free_slot, short_name, unfinished_slots
+from .scratch import scratch
 
 NAME: Final = "shopper"
+LOOKS: Final = "coase-look-"
 TRIES: Final = 3
 REST_MAX_S: Final = 10.0  # A settlement takes one or two blocks of a second.
 QUIET_MAX_S: Final = 60.0  # A look at the market does not stay for the end of an old quarrel.
@@ -71,6 +74,15 @@ async def shopper(
             raise
         finally:
             _say_open(node, agent)
+
+
+@asynccontextmanager
+async def looker(network: Network) -> AsyncIterator[tuple[Node, Agent]]:
+    """Yield a node with an agent that only looks: its key is lost at the end, and holds nothing."""
+    with scratch(LOOKS) as path:
+        open_keystore(path)  # With a phrase of its own: nobody is asked for one in order to look.
+        async with open_node(network=network, state=path) as node:
+            yield node, await node.add(Agent(NAME))
 
 
 async def _enter(stack: AsyncExitStack, network: Network, place: Path | None) -> tuple[Node, Agent]:
