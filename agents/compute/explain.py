@@ -149,6 +149,41 @@ def wish_shown(wish: Wish) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What a deal cost in the end."""
+
+    units: int
+    symbol: str
+    decimals: int
+
+
+def settled(document: Mapping[str, Any], paid: Mapping[str, Paid]) -> dict[str, Any]:
+    """Return what ``shown`` gave, with what the deals in it that were open then cost by now."""
+    found = dict(document)
+    attempts = [dict(attempt) for attempt in document["attempts"]]
+    asset: Paid | None = None
+    for attempt in attempts:
+        end = paid.get(attempt["deal"])
+        if attempt["paid_units"] is None and end is not None:
+            attempt["paid_units"], asset = str(end.units), end
+    if asset is None:
+        return found
+    units = sum(int(attempt["paid_units"] or 0) for attempt in attempts)
+    open_units = sum(int(a["price_units"]) for a in attempts if a["paid_units"] is None)
+
+    def amount(units: int) -> str:
+        return f"{units_to_text(units, asset.decimals)} {asset.symbol}"
+
+    return found | {
+        "attempts": attempts,
+        "paid": amount(units),
+        "paid_units": str(units),
+        "open": amount(open_units) if open_units else "",
+        "open_units": str(open_units),
+    }
+
+
 def told(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines by which a person reads what ``shown`` gave."""
     expected = document["expected"]

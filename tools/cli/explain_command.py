@@ -8,7 +8,7 @@ import typer
 
 from coase.protocol.errors import ConfigurationError
 
-from .app import Json, app, emit, out, perform
+from .app import Json, app, emit, out, perform, say
 from .gateway_keys import GatewayState, directory_of
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ def explain(
 ) -> None:
     """Tell why a call of the gateway was answered by whom it was, and what else was on offer.
 
-    Without an id it lists the latest calls. What an open deal costs in the end is in the usage.
+    Without an id it lists the latest calls. What a deal cost that was open then is told as it is
+    in the books by now.
 
     Example: [b]coase explain 6f1c2a[/b]
     """
 
     async def work() -> list[dict[str, Any]]:
-        return _read(directory_of(state), call, last)
+        directory = directory_of(state)
+        return _by_now(directory, _read(directory, call, last))
 
     found = perform(work)
     if json_:
@@ -46,6 +48,26 @@ def explain(
         lines = list(told(document))
         for line in lines if call else lines[:2]:
             out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _by_now(directory: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return calls with what their deals cost by now."""
+    from contextlib import closing
+
+    from coase.agents.compute.explain import settled
+    from coase.tools.gateway.usage import USAGE_FILE, UsageJournal
+
+    attempts = [attempt for document in found for attempt in document["attempts"]]
+    open_ = [each["deal"] for each in attempts if each["deal"] and each["paid_units"] is None]
+    if not open_ or not (directory / USAGE_FILE).exists():
+        return found
+    try:
+        with closing(UsageJournal(directory)) as usage:
+            paid = usage.paid(open_)
+    except ConfigurationError as error:
+        say(f"what open deals cost by now is not known: {error}", style="yellow")
+        return found
+    return [settled(document, paid) for document in found]
 
 
 def _read(directory: Path, call: str, last: int) -> list[dict[str, Any]]:

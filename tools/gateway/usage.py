@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from coase.agents.backends.kept import open_kept
+from coase.agents.compute.explain import Paid
 from coase.agents.history import charge_of_row
 from coase.agents.purse import spent_in, spent_in_row
 from coase.protocol.errors import ConfigurationError, JournalFailed
@@ -130,6 +131,17 @@ class UsageJournal:
             return "local"
         return "bought" if any(units != "0" for (units,) in prices) else "firm"
 
+    def paid(self, deals: Iterable[str]) -> dict[str, Paid]:
+        """Return what those of these deals cost that are over, as far as that was noted.
+
+        :raises ConfigurationError: if the file cannot be read
+        """
+        found: dict[str, Paid] = {}
+        for deal in deals:
+            for units, symbol, decimals in self._read(_PAID, deal):
+                found[deal] = Paid(int(units), symbol, decimals)
+        return found
+
     def heal(
         self, asset: Asset, threads: Iterable[Thread], summaries: Iterable[Mapping[str, Any]]
     ) -> None:
@@ -207,6 +219,9 @@ _CALL: Final = "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 
 _DEAL: Final = """
 INSERT INTO deals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (deal) DO UPDATE SET paid_units = coalesce(excluded.paid_units, paid_units)
+"""
+_PAID: Final = """
+SELECT paid_units, symbol, decimals FROM deals WHERE deal = ? AND paid_units IS NOT NULL
 """
 _LOOKS: Final = """
 SELECT tag, made, cached_tokens, duration_ms, seller, paid_units, decimals FROM calls, deals LIMIT 1

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from coase.agents.compute.calllog import CallLog
 from coase.agents.compute.echo import EchoCompute
+from coase.agents.compute.explain import Attempt, Explanation
 from coase.agents.compute.router import RouterCompute
 from coase.agents.compute.routing import Wish
 from coase.agents.compute.ways import Place
 from coase.tools.gateway.server import application
+from coase.tools.gateway.usage import USAGE_FILE, UsageJournal
 from coase.tools.gateway.wishes import BadWish, wish_of
 from tests.tools.commands import command
 
@@ -163,3 +165,37 @@ def test_explain_says_what_to_do_where_nothing_is_kept(tmp_path: Path) -> None:
     assert run.exit_code == 2
     run = runner.invoke(command(), ["explain", "--state", str(tmp_path), "--json"])
     assert json.loads(run.output) == []
+
+
+def test_explain_tells_what_a_deal_cost_that_was_open_when_the_answer_was_there(
+    tmp_path: Path,
+) -> None:
+    tried = [
+        Attempt(
+            seller="0x1",
+            place=Place.MARKET,
+            model="m",
+            outcome="answered",
+            deal=deal,
+            price_units=1_500,
+            paid_units=None,
+        )
+        for deal in ("ab", "cd")
+    ]
+    with closing(CallLog(tmp_path)) as calls:
+        calls.keep(
+            Explanation(call="one", at_ms=1, attempts=tuple(tried), symbol="COASE", decimals=6)
+        )
+    runner = CliRunner()
+    with closing(UsageJournal(tmp_path)) as usage:
+        row: Any = ("one", 1, "", "0x1", "m", "1500")
+        usage._deals([("ab", *row, "900", "COASE", 6), ("cd", *row, None, "COASE", 6)])
+        run = runner.invoke(command(), ["explain", "one", "--state", str(tmp_path)])
+        assert "it cost 0.0009 COASE, and at most 0.0015 COASE more, which is not" in run.stdout
+        usage._deals([("cd", *row, "0", "COASE", 6)])
+    run = runner.invoke(command(), ["explain", "--state", str(tmp_path), "--json"])
+    (found,) = json.loads(run.stdout)
+    assert (found["paid"], found["open"], found["paid_units"]) == ("0.0009 COASE", "", "900")
+    (tmp_path / USAGE_FILE).write_bytes(b"broken " * 99)
+    run = runner.invoke(command(), ["explain", "one", "--state", str(tmp_path)])
+    assert "it cost 0 COASE, and at most 0.003 COASE more" in run.stdout
