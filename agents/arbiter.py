@@ -153,13 +153,20 @@ class Arbiter:
         bench: Bench | None = None,
     ) -> None:
         self.identity, self.settlement, self._forget = identity, settlement, forget
-        self.bench = bench
-        """Our seat on a panel, if we have one."""
+        self.benches: dict[AgentId, Bench] = {}
+        """Our seats on panels, by their address: on the one that is named now, and on earlier ones
+        for as long as we run, since deals may name them yet."""
+        if bench is not None:
+            self.sit(bench)
         self.cases: dict[bytes, Case] = {}
         self.rulings: list[tuple[str, Finding]] = []
         self._endless: dict[bytes, None] = {}
         """Hashes of schemas by which a check did not end; it is not tried twice."""
         self._pairs: set[frozenset[AgentId]] = set()
+
+    def sit(self, bench: Bench) -> None:
+        """Take a seat on a panel. Safe to repeat."""
+        self.benches.setdefault(bench.address, bench)
 
     def take(self, sender: AgentId, evidence: Evidence) -> str:
         """Keep what a side shows of a dispute on chain, and return the case; else nothing.
@@ -176,14 +183,14 @@ class Arbiter:
         return job_id.hex()
 
     def _names(self) -> tuple[AgentId, ...]:
-        """Return under which addresses we rule: our own, and that of our panel."""
-        own = self.identity.address
-        return (own,) if self.bench is None else (own, self.bench.address)
+        """Return under which addresses we rule: our own, and those of our panels."""
+        return (self.identity.address, *self.benches)
 
     def ruled(self, sender: AgentId, ruling: Ruling) -> None:
         """Take what another member of our panel has found."""
-        if self.bench is not None and bytes.fromhex(ruling.job_id[2:]) in self.cases:
-            self.bench.hear(sender, ruling)
+        if bytes.fromhex(ruling.job_id[2:]) in self.cases:
+            for bench in self.benches.values():  # Which of them counts, the job's terms say.
+                bench.hear(sender, ruling)
 
     def recall(self, sender: AgentId, evidence: Evidence) -> None:
         """Take evidence out of the journal: its dispute was on chain when it came."""
@@ -217,8 +224,8 @@ class Arbiter:
             self._close(event.job_id)
 
     def _close(self, job_id: bytes) -> None:
-        if self.bench is not None:
-            self.bench.forget(job_id)
+        for bench in self.benches.values():
+            bench.forget(job_id)
         if self.cases.pop(job_id, None) is not None:
             self._forget(job_id.hex())
 
@@ -264,9 +271,10 @@ class Arbiter:
             return
         call, finding = case.ruling or await self._find(case, view.deliverable)
         case.ruling = call, finding
-        if self.bench is not None and terms.arbiter == self.bench.address:
+        bench = self.benches.get(terms.arbiter)
+        if bench is not None:
             now_s = (await self.settlement.head()).time_s
-            if await self.bench.rule(case.job_id, call, now_s):
+            if await bench.rule(case.job_id, call, now_s):
                 self.rulings.append((case.job_id.hex(), finding))
                 self._close(case.job_id)
             return

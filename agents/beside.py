@@ -58,11 +58,11 @@ async def open_beside(network: Network, settlement: EvmSettlement) -> Beside:
         from coase.escrow.backends.evm.stake import EvmStakeRegistry
 
         stake = await EvmStakeRegistry.connect(settlement, vault=network.vault)
-    panel = await _panel(network, settlement) if network.panel is not None else None
+    panel = await open_panel(network, settlement) if network.panel is not None else None
     return Beside(channels, registries, stake, panel)
 
 
-async def _panel(network: Network, settlement: EvmSettlement) -> Panel:
+async def open_panel(network: Network, settlement: EvmSettlement) -> Panel:
     """Return the panel of arbiters that a network names.
 
     :raises ConfigurationError: if its address is not that of its members

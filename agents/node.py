@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coase.escrow.backends.keystore import KeyRing
-    from coase.escrow.ports import Settlement
+    from coase.escrow.ports import Panel, Settlement
     from coase.protocol.envelope import Message
     from coase.protocol.identity import Identity
     from coase.protocol.messages import Description
@@ -110,6 +110,7 @@ class Node:
         self.runtime.poll_s = self.pace.poll_s
         self._chance, self._margins = chance, margins or self.pace.margins
         self.agents: list[Agent] = []
+        self._arbiters: list[tuple[Arbiter, Seat]] = []
         self.firm = FirmFile()
         """The firm of whoever runs this node, for whose agents nothing costs anything."""
         self.colleagues = Colleagues(self.firm)
@@ -267,9 +268,18 @@ class Node:
             bench=self._bench(identity, seat),
         )
         desk.court = arbiter
+        self._arbiters.append((arbiter, seat))
         await self.runtime.add(seat)
         self.runtime.start(supervise, "arbiter", arbiter.run)
         return arbiter
+
+    def sit(self, panel: Panel, network: Network) -> None:
+        """Let the arbiters of this node sit on the panel that ``network`` names from now on."""
+        self.panel, self.network = panel, network
+        for arbiter, seat in self._arbiters:
+            bench = self._bench(arbiter.identity, seat)
+            if bench is not None:
+                arbiter.sit(bench)
 
     def _bench(self, identity: Identity, seat: Seat) -> Bench | None:
         """Return the seat of ``identity`` on the network's panel, if it has one."""

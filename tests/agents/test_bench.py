@@ -114,3 +114,18 @@ async def test_only_members_own_signatures_are_heard(tmp_path: Path) -> None:
 def test_a_panel_of_nobody_is_none() -> None:
     with pytest.raises(ValueError, match="threshold"):
         PanelOfArbiters(address=FACTORY, threshold=0, members=(FACTORY,))
+
+
+@pytest.mark.anyio
+async def test_arbiters_that_run_take_their_seats_on_a_panel_that_is_named_later(
+    tmp_path: Path,
+) -> None:
+    async with ruled_by(tmp_path, *MEMBERS[:2]) as (place, arbiters):
+        panel, network = place.node.panel, place.node.network
+        assert panel is not None
+        for arbiter in arbiters:  # As if they had begun before it was named.
+            arbiter.benches.clear()
+        place.node.sit(panel, network)
+        seller, buyer = await buy_a_lie(place)
+        assert place.chain.balance(buyer.address) == FUNDS
+        assert place.chain.balance(seller.address) < FUNDS

@@ -12,7 +12,7 @@ from coase.protocol.errors import CallReverted, ConfigurationError
 from .app import Json, app, emit, out, perform, raise_user, say
 
 if TYPE_CHECKING:
-    from coase.agents.config import Network
+    from coase.agents.config import Network, PanelOfArbiters
     from coase.protocol.types import AgentId
 
 ARBITER: Final = "arbiter"
@@ -35,11 +35,11 @@ def arbiter(
     """
 
     async def work() -> None:
-        import anyio
-
         from coase.agents.config import load_network
         from coase.agents.node import open_node
+        from coase.agents.panels import follow_panel
         from coase.agents.wiring import ensure_funds
+        from coase.escrow.backends.evm.settlement import EvmSettlement
 
         from .agent_command import place_for
 
@@ -49,7 +49,13 @@ def arbiter(
             await ensure_funds(node.settlement, network, identity.address)
             await node.add_arbiter(identity)
             _announce(network, identity.address, as_json=json_)
-            await anyio.sleep_forever()
+            assert isinstance(node.settlement, EvmSettlement)
+
+            def seated(panel: PanelOfArbiters) -> None:
+                if identity.address in panel.members:
+                    say(f"sits on the panel {panel.address} now")
+
+            await follow_panel(node, node.settlement, seated=seated)
 
     perform(work)
 
@@ -90,9 +96,8 @@ def panel(
     count = len(document["members"])
     out.print(f"panel {document['address']}: {threshold} of {count}", soft_wrap=True)
     say(
-        "deals that are made from now on name it. Start coase up and coase arbiter of its members"
-        f" again first: until {threshold} of them run as such, the terms' default ends disputes",
-        style="yellow",
+        "agents that start from now on name it in their deals; coase up and coase arbiter of its"
+        f" members that run have seen it in a moment, and {threshold} of them must run"
     )
 
 

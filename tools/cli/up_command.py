@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,7 +22,7 @@ from .lan_host import Hosted, Interfaces, LanPort, LanWish, Peers
 from .scratch import alive, scratch
 
 if TYPE_CHECKING:
-    from coase.agents.config import Network
+    from coase.agents.config import Network, PanelOfArbiters
 
 SCRATCH: Final = "coase-up-"
 PORTS_FILE: Final = "ports.json"
@@ -202,8 +203,13 @@ async def _up(path: Path, ports: Ports, net: str, wish: LanWish, keep: bool, as_
     from coase.agents.beside import open_beside
     from coase.agents.local import local_market
     from coase.agents.node import Node, running
+    from coase.agents.panels import follow_panel, keep_panel, with_panel
     from coase.agents.wiring import ensure_funds, open_settlement, open_transport
     from coase.escrow.backends.keystore import open_keystore
+
+    def seated(panel: PanelOfArbiters) -> None:
+        keep_panel(path, panel)
+        say(f"the panel {panel.address} is known: {panel.threshold} of {len(panel.members)}")
 
     directory = StateDirectory(path)
     try:
@@ -219,6 +225,7 @@ async def _up(path: Path, ports: Ports, net: str, wish: LanWish, keep: bool, as_
             keep=keep,
             broker=hosted.broker,
         ) as network:
+            network = with_panel(path, network)
             keep_ports(path, network)
             journal = SqliteJournal(path / "journal.sqlite")
             transport = await open_transport(network, name="coase-up")
@@ -229,7 +236,12 @@ async def _up(path: Path, ports: Ports, net: str, wish: LanWish, keep: bool, as_
                 async with running(node), hosted.running(network, seed):
                     await ensure_funds(settlement, network, arbiter.address)
                     await node.add_arbiter(arbiter)
-                    await serve(network, lambda: _say_ready(network, hosted, keep, as_json))
+
+                    def ready() -> None:
+                        _say_ready(network, hosted, keep, as_json)
+                        node.runtime.start(partial(follow_panel, node, settlement, seated=seated))
+
+                    await serve(network, ready)
             finally:
                 with anyio.CancelScope(shield=True):
                     await settlement.close()
