@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coase.agents.receipt import Receipt
+from coase.tools.cli import arbiter_commands
 from tests.tools.commands import ROOT, Home, Running, eventually, processes_below
 
 if TYPE_CHECKING:
@@ -153,6 +154,16 @@ def test_to_look_makes_no_key(home: Home, market: Running, tmp_path: Path) -> No
     guest = Home(tmp_path / "guest", {"COASE_NETWORK": str(home.path / "network.json")})
     assert guest.json("status")["deals"] == []
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_panel_whose_members_do_not_answer_is_not_named(
+    home: Home, market: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arbiter_commands, "AWAKE_MAX_S", 1)
+    nobody, before = "0x" + "9" * 40, (home.path / "network.json").read_bytes()
+    done = home.call("panel", "1", nobody, code=2)
+    assert f"there is no answer from {nobody}" in done.stderr
+    assert (home.path / "network.json").read_bytes() == before
 
 
 def test_a_purchase_that_was_killed_is_finished_by_the_next_command(

@@ -13,9 +13,13 @@ from .app import Json, app, emit, out, perform, raise_user, say
 
 if TYPE_CHECKING:
     from coase.agents.config import Network, PanelOfArbiters
+    from coase.escrow.panel import Constitution
+    from coase.protocol.messages import Description
     from coase.protocol.types import AgentId
 
 ARBITER: Final = "arbiter"
+AWAKE_MAX_S: Final = 10  # For the members of a panel to answer, on a slow network too.
+ASK_EVERY_S: Final = 1
 
 
 @app.command()
@@ -85,7 +89,7 @@ def panel(
 
     The panel's address follows from them; it goes first into the list of arbiters of this
     machine's network file. A deal names it where both sides list it, so give the same to the
-    others. It is put on the chain by the first ruling.
+    others. It is put on the chain by the first ruling. As many as must agree have to run.
 
     Example: [b]coase panel 2 0x… 0x… 0x…[/b]
     """
@@ -99,6 +103,46 @@ def panel(
         "agents that start from now on name it in their deals; coase up and coase arbiter of its"
         f" members that run have seen it in a moment, and {threshold} of them must run"
     )
+
+
+async def _require_awake(network: Network, constitution: Constitution) -> None:
+    """Return if as many members answer as must agree: nothing is locked under whom nobody serves.
+
+    :raises ConfigurationError: with those who do not answer
+    """
+    import anyio
+
+    from .purchases import looker
+
+    awake: set[AgentId] = set()
+    enough = anyio.Event()
+    members = constitution.members
+
+    def heard(sender: AgentId, _: Description) -> None:
+        if sender in members:
+            awake.add(sender)
+        if len(awake) >= constitution.threshold:
+            enough.set()
+
+    async with looker(network) as (node, agent):
+        assert agent.seat is not None
+        assert agent.advocate is not None
+        agent.advocate.listeners.append(heard)
+        with anyio.move_on_after(AWAKE_MAX_S):
+            while not enough.is_set():
+                for member in members:
+                    body: dict[str, object] = {"name": ""}
+                    now_ms = node.runtime.now_ms()
+                    step = agent.seat.desk.tell(member, "describe", body, now_ms=now_ms)
+                    node.runtime.apply(agent.seat, step)
+                with anyio.move_on_after(ASK_EVERY_S):
+                    await enough.wait()
+    if not enough.is_set():
+        away = ", ".join(member for member in members if member not in awake)
+        raise ConfigurationError(
+            f"{constitution.threshold} members must agree, and {len(awake)} run: there is no answer"
+            f" from {away}. Start them first, each with: coase arbiter"
+        )
 
 
 async def _panel(threshold: int, members: list[AgentId]) -> dict[str, Any]:
@@ -121,6 +165,7 @@ async def _panel(threshold: int, members: list[AgentId]) -> dict[str, Any]:
             f"{threshold} of {len(members)} is no panel: name 1 to 16 different addresses, 0x and"
             " 40 hex digits, and no more that must agree than there are"
         )
+    await _require_awake(network, constitution)
     with scratch("coase-panel-") as place:
         journal = SqliteJournal(place / "journal.sqlite")
         settlement = await open_settlement(network, journal)
