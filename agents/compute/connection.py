@@ -59,7 +59,7 @@ class Connection:
 
         try:
             return await send()
-        except aiohttp.ClientConnectorError:
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
             raise  # There was no connection that could have been let go.
         except aiohttp.ClientConnectionError:
             if session.closed:
