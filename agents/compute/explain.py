@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from coase.protocol.types import units_to_text
 
+from .ways import Place
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from .routing import Choice, Wish
-    from .ways import Place
 
 OTHERS_MAX: Final = 8  # Ways beside the chosen one that are kept with each answer.
 
@@ -149,28 +150,37 @@ def wish_shown(wish: Wish) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Paid:
-    """What a deal cost in the end."""
+    """A deal of a call as it stands in the books."""
 
-    units: int
+    seller: str
+    model: str
+    price_units: int
+    units: int | None
+    """What it cost; None while it is open."""
     symbol: str
     decimals: int
 
 
-def settled(document: Mapping[str, Any], paid: Mapping[str, Paid]) -> dict[str, Any]:
-    """Return what ``shown`` gave, with what the deals in it that were open then cost by now."""
+def settled(document: Mapping[str, Any], deals: Mapping[str, Paid]) -> dict[str, Any]:
+    """Return what ``shown`` gave, with what the deals of that call cost by now.
+
+    A deal that goes its way after its reader left is told, too.
+    """
     found = dict(document)
-    attempts = [dict(attempt) for attempt in document["attempts"]]
-    asset: Paid | None = None
-    for attempt in attempts:
-        end = paid.get(attempt["deal"])
-        if attempt["paid_units"] is None and end is not None:
-            attempt["paid_units"], asset = str(end.units), end
-    if asset is None:
+    if not deals:
         return found
+    attempts = [dict(attempt) for attempt in document["attempts"]]
+    for attempt in attempts:
+        deal = deals.get(attempt["deal"])
+        if deal is not None and deal.units is not None:
+            attempt["paid_units"] = str(deal.units)
+    known = {attempt["deal"] for attempt in attempts}
+    attempts += [_left_behind(name, deals[name]) for name in sorted(deals.keys() - known)]
     units = sum(int(attempt["paid_units"] or 0) for attempt in attempts)
     open_units = sum(int(a["price_units"]) for a in attempts if a["paid_units"] is None)
+    asset = next(iter(deals.values()))
 
     def amount(units: int) -> str:
         return f"{units_to_text(units, asset.decimals)} {asset.symbol}"
@@ -182,6 +192,19 @@ def settled(document: Mapping[str, Any], paid: Mapping[str, Paid]) -> dict[str, 
         "open": amount(open_units) if open_units else "",
         "open_units": str(open_units),
     }
+
+
+def _left_behind(name: str, deal: Paid) -> dict[str, Any]:
+    """Return a deal of which nothing was known yet when its call was over."""
+    return Attempt(
+        seller=deal.seller,
+        place=Place.MARKET,
+        model=deal.model,
+        outcome="broken off",
+        deal=name,
+        price_units=deal.price_units,
+        paid_units=deal.units,
+    ).shown()
 
 
 def told(document: Mapping[str, Any]) -> Iterator[str]:

@@ -57,17 +57,14 @@ def _by_now(directory: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]
     from coase.agents.compute.explain import settled
     from coase.tools.gateway.usage import USAGE_FILE, UsageJournal
 
-    attempts = [attempt for document in found for attempt in document["attempts"]]
-    open_ = [each["deal"] for each in attempts if each["deal"] and each["paid_units"] is None]
-    if not open_ or not (directory / USAGE_FILE).exists():
+    if not (directory / USAGE_FILE).exists():
         return found
     try:
         with closing(UsageJournal(directory)) as usage:
-            paid = usage.paid(open_)
+            return [settled(document, usage.deals_of(document["call"])) for document in found]
     except ConfigurationError as error:
         say(f"what open deals cost by now is not known: {error}", style="yellow")
         return found
-    return [settled(document, paid) for document in found]
 
 
 def _read(directory: Path, call: str, last: int) -> list[dict[str, Any]]:

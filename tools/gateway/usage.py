@@ -131,16 +131,22 @@ class UsageJournal:
             return "local"
         return "bought" if any(units != "0" for (units,) in prices) else "firm"
 
-    def paid(self, deals: Iterable[str]) -> dict[str, Paid]:
-        """Return what those of these deals cost that are over, as far as that was noted.
+    def deals_of(self, call: str) -> dict[str, Paid]:
+        """Return the deals that a call took, as far as they were noted.
 
         :raises ConfigurationError: if the file cannot be read
         """
-        found: dict[str, Paid] = {}
-        for deal in deals:
-            for units, symbol, decimals in self._read(_PAID, deal):
-                found[deal] = Paid(int(units), symbol, decimals)
-        return found
+        return {
+            deal: Paid(
+                seller=seller,
+                model=model,
+                price_units=int(price),
+                units=None if units is None else int(units),
+                symbol=symbol,
+                decimals=decimals,
+            )
+            for deal, seller, model, price, units, symbol, decimals in self._read(_DEALS_OF, call)
+        }
 
     def heal(
         self, asset: Asset, threads: Iterable[Thread], summaries: Iterable[Mapping[str, Any]]
@@ -220,8 +226,8 @@ _DEAL: Final = """
 INSERT INTO deals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (deal) DO UPDATE SET paid_units = coalesce(excluded.paid_units, paid_units)
 """
-_PAID: Final = """
-SELECT paid_units, symbol, decimals FROM deals WHERE deal = ? AND paid_units IS NOT NULL
+_DEALS_OF: Final = """
+SELECT deal, seller, model, price_units, paid_units, symbol, decimals FROM deals WHERE call = ?
 """
 _LOOKS: Final = """
 SELECT tag, made, cached_tokens, duration_ms, seller, paid_units, decimals FROM calls, deals LIMIT 1

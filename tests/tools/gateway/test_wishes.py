@@ -189,6 +189,7 @@ def test_explain_tells_what_a_deal_cost_that_was_open_when_the_answer_was_there(
     runner = CliRunner()
     with closing(UsageJournal(tmp_path)) as usage:
         row: Any = ("one", 1, "", "0x1", "m", "1500")
+        usage._deals([("xy", "two", 1, "", "0x1", "m", "7", "7", "COASE", 6)])
         usage._deals([("ab", *row, "900", "COASE", 6), ("cd", *row, None, "COASE", 6)])
         run = runner.invoke(command(), ["explain", "one", "--state", str(tmp_path)])
         assert "it cost 0.0009 COASE, and at most 0.0015 COASE more, which is not" in run.stdout
@@ -196,6 +197,11 @@ def test_explain_tells_what_a_deal_cost_that_was_open_when_the_answer_was_there(
     run = runner.invoke(command(), ["explain", "--state", str(tmp_path), "--json"])
     (found,) = json.loads(run.stdout)
     assert (found["paid"], found["open"], found["paid_units"]) == ("0.0009 COASE", "", "900")
+    with closing(UsageJournal(tmp_path)) as usage:  # One that went on without a reader.
+        usage._deals([("ef", *row, "200", "COASE", 6)])
+    run = runner.invoke(command(), ["explain", "one", "--state", str(tmp_path)])
+    assert "it cost 0.0011 COASE\n" in run.stdout
+    assert "3. 0x1 with m: broken off" in run.stdout
     (tmp_path / USAGE_FILE).write_bytes(b"broken " * 99)
     run = runner.invoke(command(), ["explain", "one", "--state", str(tmp_path)])
     assert "it cost 0 COASE, and at most 0.003 COASE more" in run.stdout
