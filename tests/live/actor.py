@@ -8,6 +8,7 @@ process with a journal, a key and connections of its own. How it dies is told by
 ``before:3``      by SIGKILL when all but the COMMIT of the third was done
 ``acted:3``       by SIGKILL once what waited for the third commit was done and sent
 ``notice:KIND``   by SIGKILL when that notice comes
+``called:KIND``   by SIGKILL when that notice comes of a deal that was called for under rates
 ``fail:3``        not at all: the third commit fails, as on a disk that is broken
 ``fail-on:TEXT``  the same for the first commit that has TEXT in a statement or its values
 ``size:N``        not at all: no file of its own may grow beyond N bytes
@@ -51,11 +52,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from coase.agents.steps import Notice
+    from coase.protocol.session import Thread
     from coase.protocol.types import AgentId
 
 PR_SET_PDEATHSIG = 1
 REST_MAX_S = 90
 MARGINS = Margins(halt_s=0)  # The windows of these tests are short.
+CALLS_MAX = 20  # Tries of one call; each may fail while its seller is away.
+CALL_MOST_UNITS = 50_000
 WORDS = 60
 WORD_S = 0.005  # So that the text takes a while and some chunks, and its commits come one by one.
 VANISH_AFTER_S = 1.5  # Long enough for the signed ack of the task, which comes after 0.2 s.
@@ -92,7 +96,15 @@ def arm(fate: str) -> None:
         case "after" | "before" | "acted":
             _arm_commit(what, int(detail))
         case "notice":
-            _arm_notice(detail)
+            _arm_notice(lambda notice: notice.kind == detail)
+        case "called":
+            _arm_notice(
+                lambda notice: (
+                    notice.kind == detail
+                    and notice.thread is not None
+                    and notice.thread.contract != ""
+                )
+            )
         case "fail":
             _arm_failure(lambda journal: journal.commits == int(detail))
         case "fail-on":
@@ -173,11 +185,11 @@ async def _die_when_sent(runtime: Runtime) -> None:
     die()
 
 
-def _arm_notice(kind: str) -> None:
+def _arm_notice(due: Callable[[Notice], bool]) -> None:
     notify = Runtime._notify
 
     def deadly(self: Runtime, agent: AgentId, notice: Notice) -> None:
-        if notice.kind == kind:
+        if due(notice):
             die()
         notify(self, agent, notice)
 
@@ -268,29 +280,98 @@ def tell(notice: Notice) -> None:
 
 
 async def buy(orders: dict[str, Any]) -> None:
-    agent = Agent(orders["name"])
+    agent = Agent(orders["name"], budget=orders.get("budget"))
     async with open_node(
         network=load_network(Path(orders["network"])),
         state=Path(orders["state"]),
         margins=MARGINS,
     ) as node:
         await settle_in(node, agent)
-        async with anyio.create_task_group() as group:
-            for wish in orders["wishes"]:
-                group.start_soon(buy_one, agent, dict(wish))
+        if "calls" in orders:
+            (wish,) = orders["wishes"]
+            seller = await buy_one(agent, dict(wish))
+            await Caller(agent, wish, seller).call_all(orders["calls"])
+        else:
+            async with anyio.create_task_group() as group:
+                for wish in orders["wishes"]:
+                    group.start_soon(buy_one, agent, dict(wish))
         with anyio.move_on_after(REST_MAX_S):
-            while agent.seat is not None and agent.seat.desk.threads:  # noqa: ASYNC110
+            while not at_rest(agent):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
-        say(rested=True)
+        say(rested=True, spent_units=agent.purse.balance.spent_units)
 
 
-async def buy_one(agent: Agent, wish: dict[str, Any]) -> None:
+def at_rest(agent: Agent) -> bool:
+    """Return whether nothing is open any more, what an earlier life asked for included.
+
+    Rates that it accepted may be agreed only now: nobody wants them any more.
+    """
+    assert agent.seat is not None
+    assert agent.buying is not None
+    for contract in agent.seat.desk.contracts():
+        agent._stop(contract.deal)
+    asks = agent.buying.asks.values()
+    return not agent.seat.desk.threads and not any(ask.state == "open" for ask in asks)
+
+
+class Caller:
+    """Calls for work under rates, with the seller of a purchase, until all of it is there."""
+
+    def __init__(self, agent: Agent, wish: dict[str, Any], seller: AgentId) -> None:
+        self.agent, self.ware, self.seller = agent, wish["ware"], seller
+        self.limits = {"input_max": wish["input_max"], "output_max": wish["output_max"]}
+        self.rates: Thread | None = None
+        self.agreeing = anyio.Lock()
+
+    async def call_all(self, texts: list[str]) -> None:
+        """Call for all at once; what comes to nothing is called for again."""
+        async with anyio.create_task_group() as group:
+            for text in texts:
+                group.start_soon(self._call, text)
+        if self.rates is not None:
+            self.agent._stop(self.rates.deal)
+
+    async def _call(self, text: str) -> None:
+        for _ in range(CALLS_MAX):
+            rates = await self._agreed()
+            try:
+                bought = await self.agent.call(rates, Ping(text=text), returns=Pong, **self.limits)
+            except CoaseError as error:
+                say(refused=text, why=str(error))
+                if self.rates is rates:
+                    self.rates = None
+                    self.agent._stop(rates.deal)
+                continue
+            say(called=text, text=bought.result.text, deal=bought.deal, units=bought.paid_units)
+            return
+        say(failed=text, why="called too often")
+
+    async def _agreed(self) -> Thread:
+        async with self.agreeing:
+            while self.rates is None:
+                try:
+                    self.rates = await self.agent.agree(
+                        self.ware,
+                        Ping,
+                        Pong,
+                        most_units=CALL_MOST_UNITS,
+                        deliver_within=25,
+                        sellers=[self.seller],
+                        **self.limits,
+                    )
+                except CoaseError as error:
+                    say(disagreed=self.ware, why=str(error))
+            return self.rates
+
+
+async def buy_one(agent: Agent, wish: dict[str, Any]) -> AgentId:
+    """Buy one piece of work, tell of it, and return who sold it."""
     key, ware, text = wish["key"], wish.pop("ware"), wish.pop("text")
     try:
         bought = await agent.purchase(ware, Ping(text=text), returns=Pong, **wish)
     except CoaseError as error:
         say(failed=key, why=str(error))
-        return
+        return ""
     say(
         bought=key,
         text=bought.result.text,
@@ -299,6 +380,7 @@ async def buy_one(agent: Agent, wish: dict[str, Any]) -> None:
         seller=bought.seller,
         paid_units=bought.paid_units,
     )
+    return bought.seller
 
 
 def work(orders: dict[str, Any]) -> int:

@@ -130,7 +130,8 @@ async def test_both_killed_in_mid_stream_go_on_from_what_was_paid(
     buyer.start("notice:said:voucher")
     await cell.see_through(buyer, seller)
     assert len(buyer.lives) == len(seller.lives) == 2
-    assert len(moves(buyer, "VoucherPromised")) > 2
+    # One before the kill and one after it; how many more depends on who is back first.
+    assert len(moves(buyer, "VoucherPromised")) > 1
     assert {row["kind"] for row in [*moves(seller, "ChunkSent"), *moves(seller, "StreamEnded")]}
 
 
