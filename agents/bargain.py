@@ -179,7 +179,10 @@ class SellerBargain:
         if request.model and self._model and request.model != self._model:
             return None
         tariff = self._asked(request, load)
-        cap = self._cap(tariff, request)
+        try:
+            cap = self._cap(tariff, request)
+        except ConfigurationError:
+            return None  # Of what is priced by the token it names no size.
         if cap <= 0:
             return None
         verifications = _common(VERIFICATIONS_OF_A_SELLER, request.verifications)

@@ -28,7 +28,7 @@ from coase.protocol.messages import (
     commitment,
     terms_to_wire,
 )
-from coase.protocol.session import Margins, Thread
+from coase.protocol.session import Thread
 from coase.protocol.states import Role, State
 from coase.protocol.subjects import level_above, prefix_from
 from coase.protocol.types import ZERO_ADDRESS
@@ -41,7 +41,7 @@ from .metering import call_units
 from .pieces import TASK_SIZE_MAX_BYTES, size_as_json
 from .ports import Record
 from .purse import OpenPurse, exposure, spent_in
-from .seller import LOCK_WITHIN_S
+from .seller import call_within_s
 from .steps import Notice, Publish, Step
 
 if TYPE_CHECKING:
@@ -463,9 +463,8 @@ class BuyerDesk:
         )
         if size_as_json(wish.task) + CALL_HEAD_MAX_BYTES > BODY_INLINE_MAX_BYTES:
             raise LocalProtocolError("the task is too large to be called for")
-        # On a slow chain both sides see the channel later.
-        within_s = LOCK_WITHIN_S + 3 * max(desk.margins.chain_s - Margins().chain_s, 0)
-        lock_by_s = min(now_ms // 1000 + within_s, contract.agreed_terms.lock_by_s)
+        lock_by_s = now_ms // 1000 + call_within_s(desk.margins)
+        lock_by_s = min(lock_by_s, contract.agreed_terms.lock_by_s)
         call = RateCall(
             salt="0x" + salt.hex(),
             task=wish.task,

@@ -19,7 +19,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from coase.protocol.errors import ComputeFailed, ConfigurationError
+from coase.protocol.errors import ComputeFailed, ConfigurationError, DealFailed
 
 from .agent import Agent
 from .bargain import SellerBargain
@@ -302,6 +302,7 @@ def inference_agent(
     async def infer(task: Inference, job: Job) -> Completion:
         # How many parts are shown depends on the clock, and each draws an id by chance.
         begun_ns = time.monotonic_ns()
+        _check_size(task, job)
         written = await job.complete(prompt_of(task), show=not by_rounds)
         names = stock.names if stock is not None else ()
         if stock is not None:
@@ -334,6 +335,24 @@ def inference_agent(
     if stock is not None:
         agent.bargain_class = functools.partial(InferenceBargain, stock)
     return agent
+
+
+def _check_size(task: Inference, job: Job) -> None:
+    """Return if a task is no larger than what its terms pay for: the bill ends there.
+
+    :raises DealFailed: if it is; the deal is then declined
+    """
+    terms = job.thread.agreed_terms
+    if terms.work.pricing != "tokens":
+        return
+    work, read = terms.work, input_tokens_min(task)
+    if read > work.input_max or task.max_tokens > work.output_max:
+        raise DealFailed(
+            job.thread.state,
+            f"the task has {read} tokens and may write {task.max_tokens}, where {work.input_max}"
+            f" and {work.output_max} were agreed",
+            deal_id=job.deal,
+        )
 
 
 def completion_of(written: Written, *, model: str) -> Completion:
@@ -453,15 +472,22 @@ def _conversation(messages: list[Message], begun: str, options: dict[str, Any]) 
 
 def input_tokens_max(task: Inference) -> int:
     """Return how many tokens a task is at most, for a model that reads it."""
-    bare = task.model_copy(
-        update={
-            "images": (),
-            "history": tuple(turn.model_copy(update={"images": ()}) for turn in task.history),
-        }
-    )
     pictures = len(task.images) + sum(len(turn.images) for turn in task.history)
     # No tokenizer makes more than a token of two bytes, and a template some more.
-    return len(bare.model_dump_json().encode()) // 2 + 64 + pictures * IMAGE_TOKENS_MAX
+    size = len(_without_images(task).model_dump_json().encode())
+    return size // 2 + 64 + pictures * IMAGE_TOKENS_MAX
+
+
+def input_tokens_min(task: Inference) -> int:
+    """Return how many tokens of ``utf8/4`` the texts of a task are, without its pictures."""
+    texts = [task.prompt, task.system, task.begun, *(turn.content for turn in task.history)]
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return size // BYTES_PER_TOKEN
+
+
+def _without_images(task: Inference) -> Inference:
+    turns = tuple(turn.model_copy(update={"images": ()}) for turn in task.history)
+    return task.model_copy(update={"images": (), "history": turns})
 
 
 def features_of(task: Inference) -> dict[str, int]:

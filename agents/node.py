@@ -394,6 +394,7 @@ async def running(node: Node) -> AsyncIterator[Node]:
             try:
                 yield node
             finally:
+                await node.runtime.say_goodbye()
                 group.cancel_scope.cancel()
     except BaseExceptionGroup as group_of_one:
         raise alone(group_of_one) from None

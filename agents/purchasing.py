@@ -332,7 +332,7 @@ class Purchasing:
             refused = thread is not None and CALL_REFUSED in thread.why
             raise (CallRefused if refused else DealFailed)(
                 thread.state if thread is not None else "lapsed",
-                why_not(wait, thread),
+                why_not(wait, thread, sized=bool(ask.wish.input_max or ask.wish.output_max)),
                 deal_id=thread.deal if thread is not None else "",
             )
         asset = node.settlement.asset

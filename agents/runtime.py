@@ -49,6 +49,7 @@ CHAIN_POLL_S: Final = 0.2  # A local block a second is seen within a fifth of it
 CHAIN_RETRY_MS: Final = 1_000
 CALL_REPEAT_MS: Final = 6_000  # A call that went through shows in the view long before.
 SLEEP_MAX_S: Final = 0.5
+GOODBYE_MAX_S: Final = 1.0
 FULL_LOOK_S: Final = 5.0
 BLOCK_S: Final = 12  # The slowest chain that matters; with it the block at depth is never newer.
 
@@ -220,6 +221,18 @@ class Runtime:
             # What was known last holds until the lock, which needs the chain to be back anyway.
             log.info("the balance of %s is not known now: %s", seat.name, error)
 
+    async def say_goodbye(self) -> None:
+        """Withdraw from all rates, so that nobody calls us in vain; it takes a moment at most."""
+        try:
+            for seat in self.seats.values():
+                for contract in seat.desk.contracts():
+                    why = "it ends its work"
+                    self.apply(seat, seat.desk.stop(contract.deal, why, now_ms=self.now_ms()))
+        except CoaseError as error:
+            log.info("no goodbye: %s", error)  # What cannot be written down is not said.
+        with anyio.move_on_after(GOODBYE_MAX_S, shield=True):
+            await self._send_all()
+
     def nudge(self) -> None:
         """Look at the clocks and the chain soon: something has changed."""
         self._wake.set()
@@ -273,23 +286,26 @@ class Runtime:
 
     async def _send_loop(self) -> None:
         while True:
-            while self._outgoing:
-                effect = self._outgoing.popleft()
-                try:
-                    if isinstance(effect, Transmit):
-                        await self.transport.send(effect.to, effect.wire)
-                    else:
-                        await self.transport.ask(
-                            effect.capability,
-                            effect.wire,
-                            level=effect.level,
-                            prefix=effect.prefix,
-                        )
-                except CoaseError as error:
-                    # Whoever needs an answer says it again; nothing is lost but time.
-                    log.warning("not sent: %s", error)
+            await self._send_all()
             self._to_send = anyio.Event()
             await self._to_send.wait()
+
+    async def _send_all(self) -> None:
+        while self._outgoing:
+            effect = self._outgoing.popleft()
+            try:
+                if isinstance(effect, Transmit):
+                    await self.transport.send(effect.to, effect.wire)
+                else:
+                    await self.transport.ask(
+                        effect.capability,
+                        effect.wire,
+                        level=effect.level,
+                        prefix=effect.prefix,
+                    )
+            except CoaseError as error:
+                # Whoever needs an answer says it again; nothing is lost but time.
+                log.warning("not sent: %s", error)
 
     # ---- what takes time -----------------------------------------------------------------------
 

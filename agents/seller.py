@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -24,7 +24,7 @@ from coase.protocol.messages import (
     terms_to_wire,
     thread_id,
 )
-from coase.protocol.session import Thread
+from coase.protocol.session import Margins, Thread
 from coase.protocol.states import Role, State
 from coase.protocol.terms import Terms, Work
 from coase.protocol.types import ZERO_ADDRESS
@@ -337,7 +337,11 @@ class SellerDesk:
 
         :raises Refused: if we cannot, or it pays too little for what it may take
         """
-        terms = thread.agreed_terms
+        terms, desk = thread.agreed_terms, self.desk
+        if not desk.head.time_s < terms.lock_by_s <= now_ms // 1000 + call_within_s(desk.margins):
+            raise Refused("wrong_terms", "lock_by_s is over, or so far ahead that it holds a place")
+        if not desk.streams.holds(replace(thread, task=call)):
+            raise Refused("funds", "the channel is not seen to hold the price")
         ware = self.wares.get(thread.request.capability)
         load = self.load(thread.request.capability)
         if ware is None or load >= ware.capacity:
@@ -346,7 +350,7 @@ class SellerDesk:
         asked = thread.request.model_copy(update=limits)
         if ware.strategy.quote(asked, thread.counterparty, load=load, now_ms=now_ms) is None:
             raise Refused("capacity", "it cannot be done so now")
-        contract = self.desk.threads[thread.contract].agreed_terms
+        contract = desk.threads[thread.contract].agreed_terms
         try:
             units = call_units(contract, **limits)
         except ConfigurationError as error:
@@ -411,6 +415,11 @@ class SellerDesk:
             for ware in self.wares.values()
             if name in ("", ware.name, ware.capability)
         ]
+
+
+def call_within_s(margins: Margins) -> int:
+    """Return how long after a call its deal may begin: on a slow chain a channel is seen later."""
+    return LOCK_WITHIN_S + 3 * max(margins.chain_s - Margins().chain_s, 0)
 
 
 def stake_units(price_units: int, request: Request) -> int:

@@ -436,6 +436,25 @@ class Streams:
             self._write_opening(channel_id, config, "seller", step, now_ms=now_ms)
         self._begin(thread, step, now_ms=now_ms)
 
+    def holds(self, thread: Thread) -> bool:
+        """Return whether a deal that we are called for could begin now; it holds no place before.
+
+        What was read of its channel may be old; then the next call finds it read.
+        """
+        if thread.method != "channel":
+            return True
+        channel_id = self._config_of(thread).channel_id(self.domain)
+        line = self.lines.get(channel_id)
+        end = line.seller if line is not None else None
+        if end is None:
+            return False
+        if end.view is not None and not end.view.is_withdrawing:
+            room = self._room(thread, end.view.solid_units - end.secured_units)
+            if room >= thread.agreed_terms.price_units:
+                return True
+        self.want(channel_id)
+        return False
+
     def _refuse(self, thread: Thread, why: str, step: Step, *, now_ms: int) -> None:
         self.desk.failed(fail(thread, why), step, now_ms=now_ms)
 

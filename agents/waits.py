@@ -60,12 +60,17 @@ def is_decided(kind: str, thread: Thread) -> bool:
     return kind in ("said:settle", "bad_result")
 
 
-def why_not(wait: Wait, thread: Thread | None) -> str:
-    """Return why nothing good was bought, for people."""
+def why_not(wait: Wait, thread: Thread | None, *, sized: bool = True) -> str:
+    """Return why nothing good was bought, for people; who offers by the token asks for sizes."""
     if thread is not None and thread.verdict not in ("", "good"):
         return f"the result was refused: {thread.verdict}"
     if thread is not None and thread.state is State.REFUNDED:
         return f"the price came back: {thread.why}"
     if wait.why == "nobody made an offer":
+        if not sized:
+            return (
+                "nobody made an offer (what is sold by the token needs input_max and output_max;"
+                " neither was given)"
+            )
         return "nobody made an offer (nobody sells it here, or not within the time to deliver)"
     return wait.why or "nobody made an acceptable offer"

@@ -532,10 +532,15 @@ class MarketCall:
         self._bought.append(bought)
 
     def _left_behind(self, purchase: PromptPurchase) -> None:
-        """Keep the deal of a purchase that showed nothing: it may cost something yet."""
+        """Keep the deal of a purchase that is left, and what it cost if that is known by now."""
         bought = purchase.bought()
-        if bought is not None and all(deal.deal != bought.deal for deal in self._bought):
+        if bought is None:
+            return
+        known = any(deal.deal == bought.deal for deal in self._bought)
+        if not known:  # It showed nothing, and may cost something yet.
             self._bought.append(bought)
+        elif bought.paid_units is not None:
+            self._bought = [bought if d.deal == bought.deal else d for d in self._bought]
 
     def _last(self, delivered: Delivered | None, rest: str) -> Chunk:
         begun = len(self._pick.begun)

@@ -275,7 +275,8 @@ def believed(made: Delivered, *, input_max: int) -> Delivered:
 
 def unfit(made: Delivered, order: Inference) -> str | None:
     """Return what is wrong with an answer whatever its words are, or None."""
-    if not (made.text.strip() or made.thinking.strip() or made.tool_calls):
+    # What has been begun may be whole already.
+    if not (order.begun or made.text.strip() or made.thinking.strip() or made.tool_calls):
         return "the answer is empty"
     if made.tool_calls and not order.tools:
         return "it calls tools that nobody gave it"

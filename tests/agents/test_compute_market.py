@@ -101,6 +101,11 @@ async def lies(task: Inference, job: Job) -> Completion:
     return completion("something else altogether")
 
 
+async def lies_at_the_end(task: Inference, job: Job) -> Completion:
+    job.show(task.prompt, tokens=60)
+    return completion("something else altogether")
+
+
 async def stalls(task: Inference, job: Job) -> Completion:
     job.show(HEAD, tokens=20)
     await anyio.sleep_forever()
@@ -146,6 +151,20 @@ async def test_another_seller_goes_on_where_the_first_one_stopped(
         await place.rest()
         assert place.earned(first) == (paid or 0)
         assert place.earned(buyer) == -20_000 - (paid or 0)
+
+
+async def test_what_is_whole_when_its_seller_lies_is_whole_and_nobody_else_is_blamed(
+    place: Market,
+) -> None:
+    buyer, second = Agent("buyer"), honest()
+    await place.join(buyer)
+    compute = MarketCompute(buyer, max_price="0.05")
+    _, chunks = await read_with_two(place, compute, lies_at_the_end, second)
+    assert text_of(chunks) == WORDS
+    assert chunks[-1].done
+    await place.rest()
+    assert place.earned(second) == 20_000
+    assert compute.book.cools_until_ms(second.address) == 0
 
 
 async def test_a_seller_that_floods_is_left(place: Market) -> None:

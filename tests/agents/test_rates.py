@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
-from coase.agents import Agent, Price
+from coase.agents import Agent, Job, Price
 from coase.agents.charges import charging
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.market import BoughtChunk, MarketCompute, Pick
@@ -19,7 +19,8 @@ from coase.agents.purse import Budget
 from coase.agents.seller import Windows
 from coase.agents.snapshot import read_snapshot
 from coase.agents.steps import Notice, Step
-from coase.protocol.errors import BudgetExhausted, Refused
+from coase.agents.wares import Completion, Inference
+from coase.protocol.errors import BudgetExhausted, DealFailed, Refused
 from coase.protocol.session import Charge
 from coase.protocol.types import units_to_text
 from tests.agents.market import Market, market
@@ -160,6 +161,80 @@ async def test_what_many_call_for_at_once_never_overspends_an_account(place: Mar
     assert 0 < len(answered) < 20
     await place.rest()
     assert watched.buyer.purse.used_by("alice") == sum(answered) <= limit_units
+    await watched.compute.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"input_max": 1_000, "output_max": 1}, {"input_max": 3, "output_max": 400}],
+)
+async def test_no_seller_writes_or_reads_more_than_is_paid_for(
+    place: Market, limits: dict[str, int]
+) -> None:
+    watched = Watched(place, seller_of("seller"))
+    await watched.join()
+    await watched.read()
+    await watched.agreed()
+    buyer, before = watched.buyer, watched.buyer.purse.balance.spent_units
+    assert buyer.seat is not None
+    task, shown = Inference(prompt=WORDS, max_tokens=400), list[str]()
+    wish: dict[str, Any] = {"returns": Completion, "on_text": shown.append, **limits}
+    with pytest.raises(DealFailed, match="were agreed"):
+        await buyer.purchase("inference", task, max_price="0.01", settlements=("channel",), **wish)
+    (contract,) = buyer.seat.desk.contracts(watched.sellers[0].address)
+    with pytest.raises(DealFailed, match=r"were agreed|wrong_terms"):
+        await buyer.call(contract, task, **wish)
+    await place.rest()
+    assert shown == []
+    assert buyer.purse.balance.spent_units == before
+    await watched.compute.close()
+
+
+async def test_what_was_paid_to_one_that_broke_off_is_told_with_the_rest(place: Market) -> None:
+    breaking = Agent("breaking")
+
+    @breaking.offers("inference", price=RATE, windows=PATIENT, shown=True)
+    async def work(task: Inference, job: Job) -> Completion:
+        job.show(WORDS[: len(WORDS) // 2], tokens=30)
+        await job.drain()
+        raise ValueError("no more ideas")
+
+    watched = Watched(place, breaking, seller_of("other"))
+    await watched.join()
+    chunks = await watched.read()
+    assert text_of(chunks) == WORDS
+    paid = [deal.paid_units for deal in chunks[-1].bought]
+    assert len(paid) == 2
+    assert paid[0]
+    await place.rest()
+    assert watched.buyer.purse.balance.spent_units == sum(units or 0 for units in paid)
+    await watched.compute.close()
+
+
+async def test_who_ends_its_work_withdraws_its_rates(place: Market) -> None:
+    watched = Watched(place, seller_of("seller"))
+    await watched.join()
+    await watched.read()
+    await watched.agreed()
+    assert watched.buyer.seat is not None
+    await place.node.runtime.say_goodbye()
+    assert not watched.buyer.seat.desk.contracts()
+    kinds = [letter.kind for letter in watched.buyer.seat.desk.dead]
+    assert "call" not in kinds
+    await watched.compute.close()
+
+
+async def test_who_names_no_size_is_told_that_tokens_are_sold_by_it(place: Market) -> None:
+    watched = Watched(place, seller_of("seller"))
+    await watched.join()
+    with pytest.raises(DealFailed, match="needs input_max and output_max"):
+        await watched.buyer.purchase(
+            "inference",
+            Inference(prompt="hello"),
+            returns=Completion,
+            max_price="0.01",
+            reply_within_ms=500,
+        )
     await watched.compute.close()
 
 

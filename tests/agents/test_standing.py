@@ -13,6 +13,7 @@ from coase.agents.metering import call_units, count_input, stream_units
 from coase.agents.ports import Codec
 from coase.agents.purse import Budget, Purse
 from coase.agents.standing import CALL_REFUSED, CONTRACT_S
+from coase.agents.streams import Streams
 from coase.protocol.calls import call_id
 from coase.protocol.errors import BudgetExhausted, LocalProtocolError
 from coase.protocol.identity import Identity, keccak256
@@ -262,6 +263,25 @@ def test_what_the_rates_do_not_allow_is_not_called(
         market.call("x" * 50_000)
 
 
+def test_a_call_whose_channel_does_not_hold_its_price_holds_no_place(
+    market: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = market.buyer.desk.streams.task_fields
+
+    def elsewhere(thread: Thread) -> dict[str, object]:
+        return {**fields(thread), "channel_salt": "0x" + "77" * 32}
+
+    monkeypatch.setattr(Streams, "task_fields", lambda _, thread: elsewhere(thread))
+    refused(market, market.call(), "funds")
+
+
+def test_a_call_cannot_be_left_waiting_for_longer_than_it_takes_to_begin(
+    market: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coase.agents.buyer.call_within_s", lambda _: CONTRACT_S)
+    refused(market, market.call(), "wrong_terms")
+
+
 def test_who_has_begun_a_call_cannot_refuse_it_any_more(market: Standing) -> None:
     ask = market.call()
     market.until(lambda: market.buyer.desk.threads[ask.chosen].chunks)
@@ -302,7 +322,8 @@ def test_rates_of_an_earlier_life_are_not_called_under(market: Standing) -> None
 
 
 def test_on_a_slow_chain_a_call_may_begin_later(market: Standing) -> None:
-    market.buyer.desk.margins = replace(market.buyer.desk.margins, chain_s=60)
+    for seat in (market.buyer, market.seller):
+        seat.desk.margins = replace(seat.desk.margins, chain_s=60)
     ask = market.call()
     thread = market.buyer.desk.threads[ask.chosen]
     assert thread.agreed_terms.lock_by_s > market.now_ms // 1_000 + 2 * 60

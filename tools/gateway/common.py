@@ -373,7 +373,11 @@ class Answer:
             "price": deal.price,
         }
         if deal.paid_units is not None:
-            found["paid"] = deal.paid
+            # With what was paid to those before it, who broke off.
+            units = sum(each.paid_units or 0 for each in latest.bought)
+            if latest.explanation is not None:  # Which knows of other ways that were gone, too.
+                units = max(units, latest.explanation.paid_units)
+            found["paid"] = replace(deal, paid_units=units).paid
         before = [earlier.seller for earlier in latest.bought[:-1]]
         if latest.explanation is not None:  # Which knows of other ways that were gone, too.
             tries = [each for each in latest.explanation.attempts if each.outcome != "too late"]
