@@ -41,7 +41,7 @@ def test_rates_are_no_open_deal_and_owe_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = printed(capsys, monkeypatch, rates=True)
-    assert "rates for calls; nothing is owed for them" in said
+    assert "rates for calls up to 0.000108; nothing is owed for them" in said
     assert "still open" not in said
     said = printed(capsys, monkeypatch, rates=True, **OVER)
     assert "rates, over: its time is over" in said

@@ -151,7 +151,7 @@ def _print_deals(deals: list[Row]) -> None:
             deal["side"],
             deal["counterparty"][:ADDRESS_SHOWN],
             short_name(deal["capability"]),
-            units_to_text(deal["price_units"], DECIMALS),
+            "" if deal.get("rates") else units_to_text(deal["price_units"], DECIMALS),
             "" if deal["open"] else units_to_text(deal["to_seller_units"], DECIMALS),
             Text(printable(_state(deal)), style="yellow" if deal["open"] else ""),
         )
@@ -163,7 +163,10 @@ def _print_deals(deals: list[Row]) -> None:
 def _state(deal: Row) -> str:
     state, how = str(deal["state"]), str(deal["how"]).replace("_", " ")
     if deal.get("rates"):  # By itself it costs nothing; what was called for has rows of its own.
-        return "rates for calls" if deal["open"] else f"rates, over: {deal['why']}"
+        from coase.protocol.types import units_to_text
+
+        most = units_to_text(deal["price_units"], DECIMALS)
+        return f"rates for calls up to {most}" if deal["open"] else f"rates, over: {deal['why']}"
     if deal["open"]:
         return f"{state}, open"
     if how in ("open", state):

@@ -46,7 +46,7 @@ def sell(
     strategy: Annotated[
         str, typer.Option(help="fixed, boulware, linear, conceder or reciprocal.")
     ] = "linear",
-    capacity: Annotated[int, typer.Option(min=1, max=64, help="Prompts at once.")] = 4,
+    capacity: Annotated[int, typer.Option(min=1, max=64, help="Prompts at once; more wait.")] = 4,
     engine: Annotated[str, typer.Option(help="auto, ollama, llamacpp, openai or echo.")] = "auto",
     url: Annotated[str, typer.Option(help="Of Ollama, or of a server with OpenAI's API.")] = "",
     model: Annotated[str, typer.Option(help="The default model; else the engine's own.")] = "",
