@@ -302,8 +302,7 @@ def inference_agent(
     async def infer(task: Inference, job: Job) -> Completion:
         # How many parts are shown depends on the clock, and each draws an id by chance.
         begun_ns = time.monotonic_ns()
-        _check_size(task, job)
-        written = await job.complete(prompt_of(task), show=not by_rounds)
+        written = await job.complete(_agreed_prompt(task, job), show=not by_rounds)
         names = stock.names if stock is not None else ()
         if stock is not None:
             elapsed_ms = (time.monotonic_ns() - begun_ns) // NS_PER_MS
@@ -337,22 +336,22 @@ def inference_agent(
     return agent
 
 
-def _check_size(task: Inference, job: Job) -> None:
-    """Return if a task is no larger than what its terms pay for: the bill ends there.
+def _agreed_prompt(task: Inference, job: Job) -> Prompt:
+    """Return the prompt of a task that is no larger than what its terms pay for.
 
-    :raises DealFailed: if it is; the deal is then declined
+    :raises DealFailed: if it is, since the bill ends there; the deal is then declined
+    :raises PromptRefused: as ``prompt_of``
     """
-    terms = job.thread.agreed_terms
-    if terms.work.pricing != "tokens":
-        return
-    work, read = terms.work, input_tokens_min(task)
-    if read > work.input_max or task.max_tokens > work.output_max:
+    work, read = job.thread.agreed_terms.work, input_tokens_min(task)
+    small = read <= work.input_max and task.max_tokens <= work.output_max
+    if work.pricing == "tokens" and not small:
         raise DealFailed(
             job.thread.state,
             f"the task has {read} tokens and may write {task.max_tokens}, where {work.input_max}"
             f" and {work.output_max} were agreed",
             deal_id=job.deal,
         )
+    return prompt_of(task)
 
 
 def completion_of(written: Written, *, model: str) -> Completion:

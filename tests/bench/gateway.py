@@ -65,6 +65,8 @@ def process(*command: str, said: str = "", **more: str) -> Iterator[tuple[int, s
         silent.cancel()
         if not line:
             raise RuntimeError(f"{' '.join(command)} said nothing")
+        # Nobody reads what else it says, and who cannot say it stands still.
+        threading.Thread(target=ran.stdout.read, daemon=True).start()
         yield ran.pid, line
     finally:
         silent.cancel()
@@ -77,7 +79,6 @@ def process(*command: str, said: str = "", **more: str) -> Iterator[tuple[int, s
             ran.kill()  # It waits for the other side, which may be what failed.
             ran.wait()
         ran.stdin.close()
-        ran.stdout.close()
 
 
 def client_of() -> httpx.AsyncClient:
