@@ -380,7 +380,7 @@ class Payments:
         pair = deal.buyer, deal.seller
         others = [one for one in self.deals.values() if (one.buyer, one.seller) == pair]
         owed = sum(max(0, one.sent_units - one.signed_units) for one in others if one is not deal)
-        return owed > CHUNK_MAX_UNITS // 2
+        return 0 < owed > CHUNK_MAX_UNITS - deal.price_units
 
     def tally(self) -> Counter[str]:
         """Return how the deals ended, as their buyers tell."""
