@@ -89,7 +89,17 @@ def client_of() -> httpx.AsyncClient:
 
 
 async def one(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> tuple[float, float]:
-    """Ask once and return the milliseconds until the first token and until the end."""
+    """Ask once and return the milliseconds until the first token and until the end.
+
+    An engine that has just let a kept connection go is asked again, as every client of it does.
+    """
+    try:
+        return await _one(client, url, model, tokens)
+    except (httpx.RemoteProtocolError, httpx.ReadError):
+        return await _one(client, url, model, tokens)
+
+
+async def _one(client: httpx.AsyncClient, url: str, model: str, tokens: int) -> tuple[float, float]:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Count upwards in words."}],
