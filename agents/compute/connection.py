@@ -32,6 +32,8 @@ class Connection:
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
+        self._anew: aiohttp.ClientSession | None = None
+        """For requests that must not go over a kept connection."""
 
     async def open(
         self, method: str, path: str, body: Any = None, *, within_s: float | None = None
@@ -39,12 +41,12 @@ class Connection:
         """Return the response, whose content is yet to be read; ``path`` may be a whole URL.
 
         A server may let go of a kept connection at the moment when we take it; then there is no
-        answer at all, and the request is sent once more.
+        answer at all, and the request is sent once more, over a new one: others may be gone too.
 
         :raises aiohttp.ClientError: if there is no response
         :raises TimeoutError: if it, with its content, takes longer than ``within_s``
         """
-        session = self._opened()
+        session = self._session = self._session or self._opened()
         url = path if path.startswith("http") else self.base_url + path
         timeout = aiohttp.ClientTimeout(total=within_s, sock_connect=CONNECT_MAX_S)
         data, headers = None, self._headers
@@ -52,39 +54,40 @@ class Connection:
             data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
             headers = {**headers, "Content-Type": "application/json"}
 
-        async def send() -> aiohttp.ClientResponse:
+        async def send(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
             return await session.request(
                 method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False
             )
 
         try:
-            return await send()
+            return await send(session)
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
             raise  # There was no connection that could have been let go.
         except aiohttp.ClientConnectionError:
             if session.closed:
                 raise
-            return await send()
+            self._anew = self._anew or self._opened(keep=False)
+            return await send(self._anew)
 
     async def close(self) -> None:
         """Close the connections, which ends what runs. Safe to repeat."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._anew):
+            if session is not None:
+                await session.close()
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,  # Who asks has a queue of its own.
-                    keepalive_timeout=KEPT_MAX_S,
-                    # Whom httpx trusts is there where the system has no list of its own.
-                    ssl=httpx.create_ssl_context() if self.base_url.startswith("https:") else True,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                read_bufsize=READ_AHEAD_MAX_BYTES,
-                proxy=_proxy_to(self.base_url),
-            )
-        return self._session
+    def _opened(self, *, keep: bool = True) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # Who asks has a queue of its own.
+                force_close=not keep,
+                keepalive_timeout=KEPT_MAX_S if keep else None,
+                # Whom httpx trusts is there where the system has no list of its own.
+                ssl=httpx.create_ssl_context() if self.base_url.startswith("https:") else True,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=READ_AHEAD_MAX_BYTES,
+            proxy=_proxy_to(self.base_url),
+        )
 
 
 async def read_some(response: aiohttp.ClientResponse, most: int) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -69,3 +71,32 @@ async def test_a_proxy_is_for_the_world_outside(
         await connection.open("POST", "", {})
     assert isinstance(caught.value, aiohttp.ClientProxyConnectionError) is proxied
     await connection.close()
+
+
+async def test_when_all_kept_connections_are_let_go_a_new_one_is_made() -> None:
+    together = asyncio.Barrier(3)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request of each connection, and let it go with the next one."""
+        await reader.readuntil(b"\r\n\r\n")
+        if not together.broken:
+            await together.wait()  # So that three are kept.
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connection = Connection(f"http://127.0.0.1:{port}")
+
+    async def ask() -> bytes:
+        async with await connection.open("POST", "/", {}) as response:
+            return await read_some(response, 10)
+
+    assert await asyncio.gather(*(ask() for _ in range(3))) == [b"ok"] * 3
+    await together.abort()
+    assert await ask() == b"ok"
+    await connection.close()
+    server.close()
