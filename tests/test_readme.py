@@ -192,7 +192,9 @@ def test_figures_come_with_machine_and_date(figures: ModuleType) -> None:
 
 def test_figures_are_written_into_their_place(figures: ModuleType) -> None:
     line = json.dumps({"figure": "agreements", "value": 95.0, "unit": "1/s", "bare": 4000})
-    found = figures.figures_of(["make: something", "{}", line])
+    kept = json.dumps({"figure": "gas", "value": 1, "unit": "gas", "source": "a file"})
+    found = figures.figures_of(["make: something", "{}", kept, line])
+    assert [each["figure"] for each in found] == ["agreements"]
     table = figures.table_of(found, machine="2 cores of a kind, Python 3.11", date="2026-01-02")
     page = figures.with_table(PAGE, table)
     assert "| agreements | 95 1/s | bare 4000 |" in page
