@@ -491,8 +491,12 @@ def _without_images(task: Inference) -> Inference:
 
 def features_of(task: Inference) -> dict[str, int]:
     """Return what bidders may know of a prompt: its size, and what its model must be able to do."""
+    return {"bytes": len(task.model_dump_json().encode()), **needs_of(task)}
+
+
+def needs_of(task: Inference) -> dict[str, int]:
+    """Return what a model must be able to do for a prompt, in the words of its features."""
     found = {
-        "bytes": len(task.model_dump_json().encode()),
         "tools": len(task.tools) if task.tool_choice != "none" else 0,
         "images": len(task.images) + sum(len(turn.images) for turn in task.history),
         "thinks": int(task.thinking not in ("", "off")),

@@ -61,11 +61,19 @@ def call_units(contract: Terms, *, input_max: int, output_max: int) -> int:
 
     :raises ConfigurationError: if neither reading nor writing has a limit
     """
-    tariff = Tariff.of_work(contract.work, price_units=contract.price_units)
+    units = units_at_most(contract, input_max=input_max, output_max=output_max)
+    return min(units, contract.price_units)
+
+
+def units_at_most(terms: Terms, *, input_max: int, output_max: int) -> int:
+    """Return what work of this size costs at most by the rates of ``terms``, whatever its own size.
+
+    :raises ConfigurationError: if neither reading nor writing has a limit
+    """
+    tariff = Tariff.of_work(terms.work, price_units=terms.price_units)
     if tariff.pricing != "tokens":
-        return contract.price_units
-    units = tariff.cap_units(input_max=input_max, output_max=output_max)
-    return min(max(units, 1), contract.price_units)
+        return terms.price_units
+    return max(1, tariff.cap_units(input_max=input_max, output_max=output_max))
 
 
 def units_of(thread: Thread, text: str) -> int:

@@ -23,6 +23,7 @@ from coase.agents.buyer import TOO_DEAR
 from coase.agents.inference import (
     LONGEST,
     SEED_SPACE,
+    input_tokens_max,
     longest_of,
     task_of,
     tokens_at_most,
@@ -425,6 +426,7 @@ class MarketCall:
             begun="" if anew else self._shown,
             max_tokens=self._prompt.max_tokens if anew else tokens_left,
         )
+        input_max = input_tokens_max(order)
         return PromptPurchase(
             self._market,
             order,
@@ -433,16 +435,18 @@ class MarketCall:
             allowed=self._readers(),
             chosen=bool(self._asked),
             settlements=self._settlements,
-            contract=self._rates_for(order),
+            input_max=input_max,
+            contract=self._rates_for(order, input_max),
         )
 
-    def _rates_for(self, order: Inference) -> Thread | None:
+    def _rates_for(self, order: Inference, input_max: int) -> Thread | None:
         """Return a rate contract with the seller who had best be asked, if there is one."""
         first = next((seller for seller in self._pick.asked if seller in self._asked), "")
         if not first:
             return None
         most = self._left() if self._settlements != (FREE,) else 0
-        contract = self._market.rates.find(first, order, most_units=most)
+        rates = self._market.rates
+        contract = rates.find(first, order, input_max=input_max, most_units=most)
         if contract is None or contract.method not in self._settlements:
             return None
         return contract
@@ -468,8 +472,12 @@ class MarketCall:
         if delivered is not None:
             outcome = "answered"
             if self._pick.asked and purchase.deal is not None:
-                order, within_s = purchase.order, purchase.within_s
-                self._market.rates.delivered(purchase.deal, order, within_s=within_s)
+                self._market.rates.delivered(
+                    purchase.deal,
+                    purchase.order,
+                    input_max=purchase.input_max,
+                    within_s=purchase.within_s,
+                )
             for other, named, lost_us in self._unsure:  # This one could, so that was no reason.
                 book.failed(other, named, lost_us=lost_us, now_ms=now_ms)
             size = Size(delivered.input_tokens, delivered.output_tokens)

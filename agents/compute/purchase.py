@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic_core import from_json
 
-from coase.agents.inference import features_of, input_tokens_max
+from coase.agents.inference import features_of
 from coase.agents.purchasing import CallRefused
 from coase.agents.runtime import clock_ms
 from coase.agents.wares import Completion as Delivered
@@ -82,11 +82,13 @@ class PromptPurchase:
         allowed: frozenset[str],
         chosen: bool,
         settlements: tuple[str, ...],
+        input_max: int,
         contract: Thread | None = None,
     ) -> None:
         """Buy ``order``, under the rates of ``contract`` if there is one and its seller begins it.
 
-        With ``chosen`` nobody is waited for but those ``allowed``.
+        With ``chosen`` nobody is waited for but those ``allowed``. ``input_max`` is how many tokens
+        are read for it at most.
         """
         self._contract = contract
         self._market, self._blocked, self._allowed = market, blocked, allowed
@@ -95,14 +97,13 @@ class PromptPurchase:
         self.first_us = 0
         """When it showed the first of its text; 0 while it did not."""
         self.learnt = False
-        self.order = order
+        self.order, self.input_max = order, input_max
         self.within_s = market.deliver_within_s + order.max_tokens // TOKENS_PER_S_MIN
         self._parts: asyncio.Queue[str | None] = asyncio.Queue()
         self._thread: Thread | None = None
         self._moved_s = time.monotonic()
         """When something came last: the deal, that its seller has the task, a part of its text."""
         self._taken = False
-        self._input_max = input_tokens_max(order)
         # Whoever reads owns it, and takes it away in ``leave``.
         self._task = asyncio.create_task(self._buy(order, most_units))
 
@@ -150,7 +151,7 @@ class PromptPurchase:
 
     def result(self) -> Delivered:
         """Return what was delivered; raises what the purchase raised."""
-        return believed(self._task.result().result, input_max=self._input_max)
+        return believed(self._task.result().result, input_max=self.input_max)
 
     def bought(self) -> Bought | None:
         """Return the deal as far as it is known."""
@@ -207,7 +208,7 @@ class PromptPurchase:
             order,
             returns=Delivered,
             check=lambda made: unfit(made, order),
-            input_max=self._input_max,
+            input_max=self.input_max,
             output_max=order.max_tokens,
             on_text=self._parts.put_nowait,
             on_agreed=self._agreed,
@@ -239,7 +240,7 @@ class PromptPurchase:
             max_price=units_to_text(most_units, agent.node.settlement.asset.decimals),
             deliver_within=self.within_s,
             model=order.model,
-            input_max=self._input_max,
+            input_max=self.input_max,
             output_max=order.max_tokens,
             features=features_of(order),
             decide_after_ms=market.decide_after_ms,

@@ -12,11 +12,10 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from coase.agents.inference import features_of, input_tokens_max
-from coase.agents.metering import call_units
+from coase.agents.inference import needs_of
+from coase.agents.metering import call_units, units_at_most
 from coase.agents.runtime import clock_ms
 from coase.agents.wares import Completion, Inference
-from coase.negotiation.pricing import Tariff
 from coase.protocol.errors import CoaseError
 from coase.protocol.states import State
 
@@ -32,7 +31,6 @@ USABLE_BEFORE_S: Final = 3  # Beside what the chain takes: what is called for la
 PAUSE_MS: Final = 30_000  # After a seller did not agree; it may have no place for rates.
 INPUT_MIN_TOKENS: Final = 1_024
 OUTPUT_MIN_TOKENS: Final = 256
-SIZE_BYTES: Final = "bytes"
 STANDING_MAX: Final = 256
 """Sellers, models and kinds of prompts with which there are rates at one time."""
 
@@ -58,30 +56,35 @@ class Rates:
         self.agent = agent
         self._rates: dict[_Kind, _Rates] = {}
 
-    def find(self, seller: AgentId, order: Inference, *, most_units: int) -> Thread | None:
-        """Return a contract with ``seller`` that covers ``order``, or None if there is none now."""
+    def find(
+        self, seller: AgentId, order: Inference, *, input_max: int, most_units: int
+    ) -> Thread | None:
+        """Return a contract with ``seller`` that covers ``order``, or None if there is none now.
+
+        ``input_max`` is how many tokens are read for it at most.
+        """
         rates = self._rates.get(_kind(seller, order))
         thread = self._alive(rates, left_s=USABLE_BEFORE_S)
         if thread is None:
             return None
-        work, tokens = thread.agreed_terms.work, input_tokens_max(order)
-        if tokens > work.input_max or order.max_tokens > work.output_max:
+        work = thread.agreed_terms.work
+        if input_max > work.input_max or order.max_tokens > work.output_max:
             return None
-        units = call_units(thread.agreed_terms, input_max=tokens, output_max=order.max_tokens)
+        units = call_units(thread.agreed_terms, input_max=input_max, output_max=order.max_tokens)
         return thread if units <= most_units else None
 
-    def delivered(self, deal: Thread, order: Inference, *, within_s: int) -> None:
+    def delivered(self, deal: Thread, order: Inference, *, input_max: int, within_s: int) -> None:
         """Take note of a good answer; see that there are rates for the next one like it.
 
-        ``within_s`` is the time to deliver that such an answer gets.
+        ``input_max`` is as for ``find``, ``within_s`` the time to deliver that such an answer gets.
         """
         if not deal.streamed:
             return
         kind = _kind(deal.counterparty, order)
         rates = self._rates.setdefault(kind, _Rates())
-        tokens, now_ms = input_tokens_max(order), clock_ms()
-        fits = tokens <= rates.input_max and order.max_tokens <= rates.output_max
-        rates.input_max = max(rates.input_max, _rounded(tokens))
+        now_ms = clock_ms()
+        fits = input_max <= rates.input_max and order.max_tokens <= rates.output_max
+        rates.input_max = max(rates.input_max, _rounded(input_max))
         rates.output_max = max(rates.output_max, _rounded(order.max_tokens))
         if (fits and self._alive(rates, left_s=RENEW_BEFORE_S)) or now_ms < rates.again_ms:
             return
@@ -113,29 +116,25 @@ class Rates:
         return [r.agreeing for r in self._rates.values() if r.agreeing is not None]
 
     async def _agree(self, rates: _Rates, deal: Thread, order: Inference, within_s: int) -> None:
-        terms, work = deal.agreed_terms, deal.agreed_terms.work
         limits = {"input_max": rates.input_max, "output_max": rates.output_max}
-        needs = {name: count for name, count in features_of(order).items() if name != SIZE_BYTES}
-        # By the deal's own rates, which may be for another size: its price is no limit here.
-        most_units = _units_at(deal, **limits)
         try:
             rates.contract = await self.agent.agree(
                 "inference",
                 Inference,
                 Completion,
-                most_units=most_units,
+                most_units=units_at_most(deal.agreed_terms, **limits),
                 deliver_within=within_s,
                 model=order.model,
-                features=needs,
+                features=needs_of(order),
                 sellers=(deal.counterparty,),
-                settlements=(work.settlement,),
+                settlements=(deal.method,),
                 **limits,
             )
         except CoaseError as error:
             log.debug("no rates with %s: %s", deal.counterparty, error)
         else:
             rates.again_ms = 0
-            log.debug("rates with %s until %s", deal.counterparty, terms.lock_by_s)
+            log.debug("rates with %s", deal.counterparty)
 
     def _alive(self, rates: _Rates | None, *, left_s: int) -> Thread | None:
         """Return the contract if it is in force for that long, and what the chain takes."""
@@ -159,18 +158,9 @@ class Rates:
 
 
 def _kind(seller: AgentId, order: Inference) -> _Kind:
-    return seller, order.model, frozenset(features_of(order)) - {SIZE_BYTES}
+    return seller, order.model, frozenset(needs_of(order))
 
 
 def _rounded(tokens: int) -> int:
     """Return the next power of two, so that prompts of about one size share their rates."""
     return 1 << max(tokens - 1, 1).bit_length()
-
-
-def _units_at(deal: Thread, *, input_max: int, output_max: int) -> int:
-    """Return what a call of this size costs at most by the rates of a deal."""
-    terms = deal.agreed_terms
-    tariff = Tariff.of_work(terms.work, price_units=terms.price_units)
-    if tariff.pricing != "tokens":
-        return terms.price_units
-    return max(1, tariff.cap_units(input_max=input_max, output_max=output_max))
