@@ -41,7 +41,7 @@ from .metering import call_units
 from .pieces import TASK_SIZE_MAX_BYTES, size_as_json
 from .ports import Record
 from .purse import OpenPurse, exposure, spent_in
-from .seller import call_within_s
+from .seller import lock_within_s
 from .steps import Notice, Publish, Step
 
 if TYPE_CHECKING:
@@ -408,7 +408,7 @@ class BuyerDesk:
         if units > ready:
             self.means.accept(units - ready)
         account = thread.charge.account
-        if thread.method != "none" and not thread.is_contract:
+        if units:
             self.reserve.reserve(
                 thread.deal, units, thread.counterparty, now_ms=now_ms, account=account
             )
@@ -463,7 +463,7 @@ class BuyerDesk:
         )
         if size_as_json(wish.task) + CALL_HEAD_MAX_BYTES > BODY_INLINE_MAX_BYTES:
             raise LocalProtocolError("the task is too large to be called for")
-        lock_by_s = now_ms // 1000 + call_within_s(desk.margins)
+        lock_by_s = now_ms // 1000 + lock_within_s(desk.margins.chain_s)
         lock_by_s = min(lock_by_s, contract.agreed_terms.lock_by_s)
         call = RateCall(
             salt="0x" + salt.hex(),

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from coase.escrow.chains import ChainKind, kind_of_chain
 from coase.escrow.presets import LOCAL, preset_of
-from coase.protocol.messages import LOCK_BY_MAX_S
 from coase.protocol.session import Margins
 
 from .caution import confirmations_of
-from .seller import LOCK_WITHIN_S, Windows
+from .seller import Windows, lock_within_s
 
 if TYPE_CHECKING:
     from .config import Network
@@ -84,8 +83,7 @@ def pace_of(network: Network) -> Pace:
             halt_s=care.halt_s,
         ),
         windows=Windows(
-            # The half minute of clocks that differ stays below what a counterparty refuses.
-            lock_s=min(LOCK_WITHIN_S + 3 * slower_s, LOCK_BY_MAX_S - 2 * CLOCK_SKEW_S),
+            lock_s=lock_within_s(chain_s),
             dispute_s=dispute_s,
             answer_s=dispute_s,
             rule_s=max(care.rule_s, 60 * _up(4 * chain_s + care.halt_s + 30, 60)),

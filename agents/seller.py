@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from coase.negotiation.pricing import TOKENS_PER_PRICE
 from coase.protocol.errors import ConfigurationError, LocalProtocolError, Refused
 from coase.protocol.messages import (
+    CLOCK_SKEW_MAX_MS,
+    LOCK_BY_MAX_S,
     MODELS_MAX,
     SCHEMA_MAX_CHARS,
     STREAMED,
@@ -338,7 +340,11 @@ class SellerDesk:
         :raises Refused: if we cannot, or it pays too little for what it may take
         """
         terms, desk = thread.agreed_terms, self.desk
-        if not desk.head.time_s < terms.lock_by_s <= now_ms // 1000 + call_within_s(desk.margins):
+        if (
+            not desk.head.time_s
+            < terms.lock_by_s
+            <= now_ms // 1000 + lock_within_s(desk.margins.chain_s)
+        ):
             raise Refused("wrong_terms", "lock_by_s is over, or so far ahead that it holds a place")
         if not desk.streams.holds(replace(thread, task=call)):
             raise Refused("funds", "the channel is not seen to hold the price")
@@ -417,9 +423,13 @@ class SellerDesk:
         ]
 
 
-def call_within_s(margins: Margins) -> int:
-    """Return how long after a call its deal may begin: on a slow chain a channel is seen later."""
-    return LOCK_WITHIN_S + 3 * max(margins.chain_s - Margins().chain_s, 0)
+def lock_within_s(chain_s: int) -> int:
+    """Return how long a deal may take to begin where acts count ``chain_s`` after they are done.
+
+    It is below what a counterparty refuses whose clock differs.
+    """
+    slower_s = max(chain_s - Margins().chain_s, 0)
+    return min(LOCK_WITHIN_S + 3 * slower_s, LOCK_BY_MAX_S - 2 * CLOCK_SKEW_MAX_MS // 1_000)
 
 
 def stake_units(price_units: int, request: Request) -> int:

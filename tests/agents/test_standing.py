@@ -278,7 +278,7 @@ def test_a_call_whose_channel_does_not_hold_its_price_holds_no_place(
 def test_a_call_cannot_be_left_waiting_for_longer_than_it_takes_to_begin(
     market: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coase.agents.buyer.call_within_s", lambda _: CONTRACT_S)
+    monkeypatch.setattr("coase.agents.buyer.lock_within_s", lambda _: CONTRACT_S)
     refused(market, market.call(), "wrong_terms")
 
 
