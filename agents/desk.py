@@ -307,8 +307,7 @@ class Desk(Delivery):
         half = self.buyer if moved.side is Role.BUYER else self.seller
         if half is not None:
             half.heard(moved, message, step, now_ms=now_ms)
-        self._work(moved.deal, step, now_ms=now_ms)
-        self.close_if_over(moved.deal, step, now_ms=now_ms)
+        self.pursue(moved.deal, step, now_ms=now_ms)
 
     def _show(
         self, header: Header, message: Message, evidence: Evidence, step: Step, *, now_ms: int
@@ -599,8 +598,7 @@ class Desk(Delivery):
                 half.ticked(step, now_ms=now_ms)
         while self._agenda and self._agenda[0][0] <= now_ms:
             deal = heapq.heappop(self._agenda)[1]
-            self._work(deal, step, now_ms=now_ms)
-            self.close_if_over(deal, step, now_ms=now_ms)
+            self.pursue(deal, step, now_ms=now_ms)
         self._heard.forget(now_ms=now_ms)
         return step
 
@@ -675,8 +673,7 @@ class Desk(Delivery):
                 late = see(thread, thread.view, chain_s=depth_s, now_ms=now_ms)
                 if late is not thread:
                     self.saw(late, thread.view, depth_s, step, now_ms=now_ms)
-            self._work(deal, step, now_ms=now_ms)
-            self.close_if_over(deal, step, now_ms=now_ms)
+            self.pursue(deal, step, now_ms=now_ms)
         for job_id in views:
             self.close_if_over(self.jobs.get(job_id, ""), step, now_ms=now_ms)
         return step
@@ -687,8 +684,7 @@ class Desk(Delivery):
         self.streams.look(views, step, now_ms=now_ms)
         for deal in list(self._bound):
             if self.threads[deal].streamed:
-                self._work(deal, step, now_ms=now_ms)
-                self.close_if_over(deal, step, now_ms=now_ms)
+                self.pursue(deal, step, now_ms=now_ms)
         return step
 
     def deposit_ended(self, effect_id: str, error: str, *, now_ms: int) -> Step:
