@@ -340,11 +340,8 @@ class SellerDesk:
         :raises Refused: if we cannot, or it pays too little for what it may take
         """
         terms, desk = thread.agreed_terms, self.desk
-        if (
-            not desk.head.time_s
-            < terms.lock_by_s
-            <= now_ms // 1000 + lock_within_s(desk.margins.chain_s)
-        ):
+        latest_s = now_ms // 1000 + lock_within_s(desk.margins.chain_s)
+        if not desk.head.time_s < terms.lock_by_s <= latest_s:
             raise Refused("wrong_terms", "lock_by_s is over, or so far ahead that it holds a place")
         if not desk.streams.holds(replace(thread, task=call)):
             raise Refused("funds", "the channel is not seen to hold the price")
