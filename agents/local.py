@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +14,7 @@ from coase.protocol.backends.broker import EmbeddedBroker
 
 from .beside import BESIDE
 from .config import NatsAddress, Network
+from .room import wait_for_room
 from .supervisor import supervise
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 BROKER_DIRECTORY: Final = "broker"
 CHAIN_DIRECTORY: Final = "chain"
 ROOM_LOOK_S: Final = 2
-ROOM_MIN_BYTES: Final = 1024 * 1024  # An empty block takes twenty bytes, a deal some thousand.
 
 
 @asynccontextmanager
@@ -113,10 +112,7 @@ async def room(directory: Path) -> None:
         " lost; make room, and it goes on by itself",
         directory,
     )
-    while True:
-        await anyio.sleep(ROOM_LOOK_S)
-        if shutil.disk_usage(directory).free >= ROOM_MIN_BYTES:
-            break
+    await wait_for_room(directory, every_s=ROOM_LOOK_S)
     log.error("there is room again at %s: the chain goes on", directory)
 
 

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from coase.agents import local
+from coase.agents.room import ROOM_MIN_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ Usage = namedtuple("Usage", "total used free")
 async def test_a_chain_whose_disk_is_full_says_so_and_waits_for_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rooms = iter((0, local.ROOM_MIN_BYTES - 1, local.ROOM_MIN_BYTES))
+    rooms = iter((0, ROOM_MIN_BYTES - 1, ROOM_MIN_BYTES))
     monkeypatch.setattr(local, "ROOM_LOOK_S", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1, 1, next(rooms)))
     with caplog.at_level(logging.ERROR), anyio.fail_after(60):

@@ -31,7 +31,6 @@ QUEUE_MAX: Final = 512
 # Deals that bargain and lock side by side; each holds what its answer may cost.
 BOUGHT_AT_ONCE: Final = 32
 ROOM_LOOK_S: Final = 5
-ROOM_MIN_BYTES: Final = 1024 * 1024  # Less is gone with the next few calls.
 REPLY_WITHIN_MS: Final = 2_500  # Who is busy does not answer; it is asked again soon.
 STALL_HELP: Final = (
     "Seconds of silence until another seller goes on: until it has the task, and between two parts"
@@ -197,17 +196,11 @@ async def _serve(
 
 async def _wait_for_room(error: JournalFailed, places: list[Path], at: _At) -> None:
     """Answer everybody that the disk refuses, until it may take something again."""
-    import shutil
-
-    import anyio
-
+    from coase.agents.room import wait_for_room
     from coase.tools.gateway.server import serving, sorry
 
     async with serving(sorry(error), host=at.host, port=at.port):
-        while True:
-            await anyio.sleep(ROOM_LOOK_S)
-            if all(shutil.disk_usage(place).free >= ROOM_MIN_BYTES for place in places):
-                return
+        await wait_for_room(*places, every_s=ROOM_LOOK_S)
 
 
 async def _once(

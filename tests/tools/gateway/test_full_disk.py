@@ -13,6 +13,7 @@ import pytest
 from coase.agents.compute.echo import EchoCompute
 from coase.agents.compute.router import RouterCompute
 from coase.agents.compute.ways import Place
+from coase.agents.room import ROOM_MIN_BYTES
 from coase.protocol.errors import JournalFailed
 from coase.tools.cli import gateway_command
 from coase.tools.gateway.server import Books, Doors, application, serving
@@ -63,7 +64,7 @@ async def test_while_the_disk_refuses_it_says_so_and_then_goes_on(
                     answer = await web.post(f"{at.url}/v1/messages", json=CHAT)
                 except httpx.ConnectError:
                     await anyio.sleep(0.01)
-            free = gateway_command.ROOM_MIN_BYTES
+            free = ROOM_MIN_BYTES
     assert answer is not None
     assert answer.status_code == 507
     assert answer.json()["type"] == "error"
