@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from coase.agents.asks import Ask
     from coase.protocol.session import Thread
 
+    from .desks import Seat
+
 LIMITS = {"input_max": 100, "output_max": 400}
 
 
@@ -49,6 +51,12 @@ class Standing(Streaming):
     @property
     def contract(self) -> Thread:
         return self.buyer.desk.threads[self.rates.chosen]
+
+    def restart(self, seat: Seat, **options: Any) -> Seat:
+        """Return the same agent, born again; its rates it withdraws from, as a node has it do."""
+        again = super().restart(seat, **options)
+        again.desk.abandoned = [thread.deal for thread in again.desk.contracts()]
+        return again
 
     def call(self, text: str = "write", **more: Any) -> Ask:
         """Order work under the rates."""
@@ -125,16 +133,8 @@ def test_a_call_is_set_aside_in_the_purse_and_refused_beyond_it(market: Standing
 @pytest.mark.parametrize("kind", ["call", "chunk", "voucher", "result", "ack", "settle"])
 @pytest.mark.parametrize("every", [2, 3])
 def test_what_is_lost_is_said_again_and_paid_once(market: Standing, kind: str, every: int) -> None:
-    seen = [0]
-
-    def lost(to: str, wire: bytes) -> bool:
-        if kind_of(wire) != kind:
-            return False
-        seen[0] += 1
-        return seen[0] % every == 1
-
     before = market.paid()
-    market.lost = lost
+    market.lose(kind, every=every)
     ask = market.call()
     market.until(lambda: over(ask))
     assert ask.outcome is not None
@@ -150,14 +150,7 @@ def test_killed_in_mid_call_it_goes_on_from_what_was_paid(
     before = market.paid()
     ask = market.call()
     market.until(lambda: market.kinds().count("chunk") >= chunks)
-    market.queue.clear()  # What was on its way dies with them.
-    if who in ("seller", "both"):
-        again = market.restart(market.seller)
-        again.desk.seller = market.wares(again)
-        again.desk.abandoned = [thread.deal for thread in again.desk.contracts()]
-    if who in ("buyer", "both"):
-        market.restart(market.buyer)
-        market.buyer.desk.abandoned = [t.deal for t in market.buyer.desk.contracts()]
+    market.kill(who)
     market.until(lambda: not market.buyer.desk.threads and not market.seller.desk.threads)
     summaries = {deal: json.loads(data) for deal, data in market.buyer.closed if data}
     row = summaries[ask.chosen]
@@ -316,7 +309,6 @@ def test_rates_of_an_earlier_life_are_not_called_under(market: Standing) -> None
     contract = market.rates.chosen
     again = market.restart(market.seller)
     again.desk.seller = market.wares(again)
-    again.desk.abandoned = [thread.deal for thread in again.desk.contracts()]
     assert again.desk.abandoned == [contract]
     refused(market, market.call(), "unknown_deal")
 

@@ -106,6 +106,27 @@ class Streaming(Market):
             now_ms=self.now_ms,
         )
 
+    def lose(self, kind: str, *, every: int) -> None:
+        """Let every so many-th envelope of a kind get lost, the first one among them."""
+        seen = [0]
+
+        def lost(to: str, wire: bytes) -> bool:
+            if kind_of(wire) != kind:
+                return False
+            seen[0] += 1
+            return seen[0] % every == 1
+
+        self.lost = lost
+
+    def kill(self, who: str) -> None:
+        """Kill the ``seller``, the ``buyer`` or ``both``, and let them be born again."""
+        self.queue.clear()  # What was on its way dies with them.
+        if who in ("seller", "both"):
+            again = self.restart(self.seller)
+            again.desk.seller = self.wares(again)
+        if who in ("buyer", "both"):
+            self.restart(self.buyer)
+
     def paid(self) -> int:
         """Return the total for which the seller holds a voucher."""
         ends = [line.seller for line in self.seller.desk.streams.lines.values()]
@@ -190,15 +211,7 @@ def test_who_wants_the_escrow_gets_it(market: Streaming) -> None:
 @pytest.mark.parametrize("kind", ["task", "chunk", "voucher", "result", "ack", "settle"])
 @pytest.mark.parametrize("every", [2, 3])
 def test_what_is_lost_is_said_again_and_paid_once(market: Streaming, kind: str, every: int) -> None:
-    seen = [0]
-
-    def lost(to: str, wire: bytes) -> bool:
-        if kind_of(wire) != kind:
-            return False
-        seen[0] += 1
-        return seen[0] % every == 1
-
-    market.lost = lost
+    market.lose(kind, every=every)
     ask = market.buy()
     market.until(lambda: over(ask))
     assert ask.outcome is not None
@@ -213,12 +226,7 @@ def test_killed_in_mid_stream_it_goes_on_from_what_was_paid(
 ) -> None:
     ask = market.buy()
     market.until(lambda: market.kinds().count("chunk") >= chunks)
-    market.queue.clear()  # What was on its way dies with them.
-    if who in ("seller", "both"):
-        again = market.restart(market.seller)
-        again.desk.seller = market.wares(again)
-    if who in ("buyer", "both"):
-        market.restart(market.buyer)
+    market.kill(who)
     deal = ask.chosen or next(iter(market.buyer.desk.threads), "")
     market.until(lambda: bool(deal) and not market.buyer.desk.threads)
     summaries = [json.loads(data) for name, data in market.buyer.closed if name == deal]

@@ -13,7 +13,7 @@ from coase.escrow.backends.evm.channels import EvmChannels
 from tests.live.actor import words
 from tests.live.market import FUNDS_UNITS, Actor, Forge, Market, eventually, stream_wish, terms_of
 from tests.live.test_crash import AT_ONCE, KILLED, Matrix
-from tests.live.test_crash_streams import Streams, moves
+from tests.live.test_crash_streams import Streams, ended, moves
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,12 +60,7 @@ class Calls(Matrix):
             return buyer.lives[-1].code not in (None, KILLED) and not Streams.open(seller)
 
         await eventually(over, f"the calls of {buyer.place.name} are over")
-        assert buyer.lives[-1].code == 0, buyer.errors()
-        if await seller.stop() == KILLED:  # By its very last commit.
-            seller.start()
-            await seller.ready()
-            await seller.stop()
-        assert seller.lives[-1].code == 0, seller.errors()
+        await ended(buyer, seller)
         for actor, name in ((buyer, "buyer"), (seller, "seller")):
             killed = len(actor.lives) - 1
             assert killed == (name in fates) or not always, actor.said()

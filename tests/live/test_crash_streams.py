@@ -28,6 +28,16 @@ def moves(actor: Actor, kind: str) -> list[dict[str, Any]]:
     return [row for row in told if row["kind"] == kind]
 
 
+async def ended(buyer: Actor, seller: Actor) -> None:
+    """Return once both have ended well, the seller because it is told to."""
+    assert buyer.lives[-1].code == 0, buyer.errors()
+    if await seller.stop() == KILLED:  # By its very last commit.
+        seller.start()
+        await seller.ready()
+        await seller.stop()
+    assert seller.lives[-1].code == 0, seller.errors()
+
+
 async def require_even(live: Market, buyer: Actor, seller: Actor) -> int:
     """Return what was paid, if both journals and the chain agree on it to the unit."""
     signed = moves(buyer, "VoucherPromised")
@@ -94,12 +104,7 @@ class Streams(Matrix):
             return buyer.lives[-1].code is not None and not self.open(seller)
 
         await eventually(over, f"the deal of {buyer.place.name} is over")
-        assert buyer.lives[-1].code == 0, buyer.errors()
-        if await seller.stop() == KILLED:  # By its very last commit.
-            seller.start()
-            await seller.ready()
-            await seller.stop()
-        assert seller.lives[-1].code == 0, seller.errors()
+        await ended(buyer, seller)
         texts = {line["text"] for line in buyer.said("bought")}
         assert len(texts) == 1, (buyer.said(), buyer.errors())
         (text,) = texts
