@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coase.agents.runtime import clock_ms
 from coase.tools.gateway.keys import KeyFile
-from coase.tools.gateway.usage import UsageJournal, Used, now_ms
+from coase.tools.gateway.usage import UsageJournal, Used
 from tests.tools.commands import Home
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def test_usage_is_shown_by_whatever_is_asked_for(tmp_path: Path) -> None:
     for number, tag in enumerate(("[/b]", "[/b]", "mail")):
         used = Used(
             call=str(number),
-            at_ms=now_ms(),
+            at_ms=clock_ms(),
             key="alice",
             tag=tag,
             model="echo",

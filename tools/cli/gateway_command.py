@@ -217,14 +217,15 @@ async def _once(
     from coase.agents.compute.calllog import CallLog
     from coase.agents.compute.router import RouterCompute
     from coase.agents.compute.routing import Wish
+    from coase.agents.runtime import clock_ms
     from coase.tools.gateway.server import application, serving
-    from coase.tools.gateway.usage import DAY_MS, KEPT_DAYS, UsageJournal, now_ms
+    from coase.tools.gateway.usage import DAY_MS, KEPT_DAYS, UsageJournal
 
     from .agent_command import watch_links
 
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(closing(UsageJournal(routing.directory, say=_warn)))
-        journal.forget(before_ms=now_ms() - KEPT_DAYS * DAY_MS)
+        journal.forget(before_ms=clock_ms() - KEPT_DAYS * DAY_MS)
         own = await _local(makes, wanted=buys is None) if makes is not None else None
         if own is not None:
             stack.push_async_callback(own.close)

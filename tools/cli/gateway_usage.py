@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +11,6 @@ from .gateway_keys import GatewayState, directory_of
 
 if TYPE_CHECKING:
     from coase.tools.gateway.usage import Sum
-
-DAY_MS: Final = 86_400_000
 
 
 def usage(
@@ -33,14 +30,15 @@ def usage(
     groups = [name.strip() for name in by.split(",") if name.strip()]
 
     async def work() -> list[Sum]:
-        from coase.tools.gateway.usage import USAGE_FILE, UsageJournal
+        from coase.agents.runtime import clock_ms
+        from coase.tools.gateway.usage import DAY_MS, USAGE_FILE, UsageJournal
 
         directory = directory_of(state)
         if not (directory / USAGE_FILE).exists():
             return []
         journal = UsageJournal(directory)
         try:
-            today_ms = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS
+            today_ms = clock_ms() // DAY_MS * DAY_MS
             return journal.sums(groups, since_ms=today_ms - (days - 1) * DAY_MS)
         finally:
             journal.close()

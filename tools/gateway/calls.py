@@ -15,11 +15,12 @@ import anyio
 from coase.agents.compute.blame import NoOffer, carried
 from coase.agents.compute.market import BoughtChunk
 from coase.agents.compute.router import ANY_MODEL
+from coase.agents.runtime import clock_ms
 from coase.protocol.errors import BudgetExhausted, ComputeFailed
 from coase.protocol.session import Charge
 from coase.protocol.types import units_to_text
 
-from .usage import Used, now_ms
+from .usage import Used
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -137,7 +138,7 @@ class Till:
 
     def now(self, error: BudgetExhausted, account: str) -> BudgetExhausted:
         """Return the error with what its limit has left by now."""
-        rooms = self.purse.rooms("", now_ms=now_ms(), account=account)
+        rooms = self.purse.rooms("", now_ms=clock_ms(), account=account)
         left = max(0, rooms.get(error.limit, error.left_units))
         return BudgetExhausted(limit=error.limit, asked_units=error.asked_units, left_units=left)
 
@@ -194,7 +195,7 @@ class Call:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    _begun_ms: int = field(default_factory=now_ms)
+    _begun_ms: int = field(default_factory=clock_ms)
     _begun_ns: int = field(default_factory=time.monotonic_ns)
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -295,8 +294,3 @@ def _deal_of_row(row: Mapping[str, Any], asset: Asset) -> tuple[Any, ...] | None
         *(row["deal"], charge.reference, began_ms, charge.account, row["counterparty"]),
         *("", str(row["price_units"]), str(spent_units), asset.symbol, asset.decimals),
     )
-
-
-def now_ms() -> int:
-    """Return the time."""
-    return time.time_ns() // 1_000_000
